@@ -92,14 +92,32 @@ impl DigestCache {
         path: &Path,
         compute: impl FnOnce() -> Result<DigestRecord, E>,
     ) -> Result<DigestRecord, E> {
+        self.digest_without(&|_, _| false, purpose, path, compute)
+    }
+
+    /// Returns the digest of the tree at `path` as [`DigestCache::digest`] does. `leaves_out` decides by the path below the
+    /// tree, and whether it is a folder, which entries do not matter; `purpose` has to separate different decisions.
+    ///
+    /// # Errors
+    /// The error of `compute`.
+    ///
+    /// # Panics
+    /// Only if another thread panicked while holding the lock.
+    pub fn digest_without<E>(
+        &self,
+        leaves_out: &LeavesOut<'_>,
+        purpose: &str,
+        path: &Path,
+        compute: impl FnOnce() -> Result<DigestRecord, E>,
+    ) -> Result<DigestRecord, E> {
         let began = SystemTime::now();
-        let before = ChangeStamp::of(purpose, path).ok();
+        let before = ChangeStamp::of(purpose, path, leaves_out).ok();
         if let Some(known) = before.as_ref().and_then(|stamp| self.recall(stamp.id)) {
             return Ok(known);
         }
         let digested = compute()?;
         if let Some(before) = before.filter(|stamp| stamp.settled(began))
-            && ChangeStamp::of(purpose, path).is_ok_and(|after| after.id == before.id)
+            && ChangeStamp::of(purpose, path, leaves_out).is_ok_and(|after| after.id == before.id)
         {
             self.remember(before.id, digested);
         }
@@ -166,6 +184,9 @@ fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// Decides by its path below a tree, and whether it is a folder, that an entry does not matter.
+type LeavesOut<'f> = dyn Fn(&[u8], bool) -> bool + 'f;
+
 /// Identifies a state of a file or a tree.
 struct ChangeStamp {
     id: Sha256Digest,
@@ -174,7 +195,7 @@ struct ChangeStamp {
 }
 
 impl ChangeStamp {
-    fn of(purpose: &str, path: &Path) -> io::Result<Self> {
+    fn of(purpose: &str, path: &Path, leaves_out: &LeavesOut<'_>) -> io::Result<Self> {
         let mut hasher = StampHasher { sha: Sha256::new_with_prefix(purpose), latest: i128::MIN };
         let root = fs::canonicalize(path)?;
         let metadata = fs::metadata(&root)?;
@@ -185,8 +206,12 @@ impl ChangeStamp {
             names.sort_by_key(fs::DirEntry::file_name);
             for entry in names {
                 let path = entry.path();
+                let below = path.strip_prefix(&root).unwrap_or(&path);
+                if leaves_out(below.as_os_str().as_bytes(), entry.file_type()?.is_dir()) {
+                    continue;
+                }
                 let metadata = entry.metadata()?;
-                hasher.add(path.strip_prefix(&root).unwrap_or(&path), &metadata);
+                hasher.add(below, &metadata);
                 if metadata.is_dir() {
                     folders.push(path);
                 }
@@ -296,7 +321,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "one").unwrap();
-        assert_ne!(ChangeStamp::of("one", &file).unwrap().id, ChangeStamp::of("other", &file).unwrap().id);
+        let stamp = |purpose| ChangeStamp::of(purpose, &file, &|_, _| false).unwrap().id;
+        assert_ne!(stamp("one"), stamp("other"));
     }
 
     #[test]

@@ -391,7 +391,8 @@ impl RunningStep<'_, '_> {
     }
 
     async fn copy(&mut self, copy: &Copy) -> Result<(), Failure> {
-        let source = StageSource::from(copy);
+        let filter = self.planned.input.as_ref().map(|input| input.filter.clone()).unwrap_or_default();
+        let source = StageSource::of_copy(copy, filter);
         if self.input_bytes() > PORT_LIMIT {
             return self.send_by_disk(&source, &copy.from).await;
         }

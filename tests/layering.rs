@@ -12,8 +12,8 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The rooms by their height. Those of one row do not know each other.
 const ROWS: [&[&str]; 18] = [
-    &["address", "digest", "masking", "process", "progress", "rfc3339", "size", "url", "wire"],
-    &["error", "fs", "initramfs", "network_record"],
+    &["address", "digest", "ignore_patterns", "masking", "process", "progress", "rfc3339", "size", "url", "wire"],
+    &["copy_filter", "error", "fs", "initramfs", "network_record"],
     &["event", "ownership", "seed", "signal", "sign", "project", "user_data", "workdir", "try_join"],
     &["digest_cache", "free_space", "machine_registry", "specfile"],
     &["plan"],

@@ -77,3 +77,65 @@ fn retries_are_not_part_of_the_key() {
     built.then(["build", "."]).stderr_has("up to date").run();
     assert_eq!(built.place().starts(), 1, "nothing is booted");
 }
+
+/// Returns the key of a spec's first step.
+fn first_key(kiln: Kiln) -> String {
+    let plan = kiln.args(["plan", ".", "--json"]).run();
+    let plan: Json = serde_json::from_str(&plan.stdout).expect("JSON");
+    plan["steps"][0]["key"].as_str().expect("a key").to_owned()
+}
+
+#[test]
+fn what_a_copy_leaves_out_is_neither_copied_nor_in_the_key() {
+    let spec = "[[step]]\ncopy = 'site/'\nto = '/srv/'\nexclude = ['*.swp', '/cache/']\n\
+                [[step]]\nrun = 'cat /srv/page'\n[[step]]\nrun = 'cat /srv/sub/cache/kept'\n";
+    let kiln = Kiln::new().file("site/page", "a page").file("site/sub/cache/kept", "kept").file("site/.page.swp", "1");
+    let kiln = kiln.file("site/cache/large", "1").file(".kilnignore", "# editors\n*~\n/site/notes\n");
+    let kiln = kiln.file("site/page~", "1").file("site/notes", "1").spec(spec);
+    let ended = kiln.build().stderr_has("| a page").stderr_has("| kept").run();
+    let place = ended.place();
+    let before = first_key(place.kiln());
+    for name in ["site/.page.swp", "site/cache/large", "site/page~", "site/notes", "site/cache/new"] {
+        assert_eq!(first_key(place.kiln().file(name, "2")), before, "{name}");
+    }
+    assert_ne!(first_key(place.kiln().file("site/sub/notes", "2")), before);
+    for absent in ["/srv/.page.swp", "/srv/cache/large", "/srv/page~", "/srv/notes"] {
+        let spec = format!("{spec}[[step]]\nrun = 'cat {absent}'\n");
+        let kiln = place.kiln().spec(&spec).build().args(["--version", "2"]).fails(7);
+        kiln.stderr_has(format!("cat {absent}: not found")).run();
+    }
+}
+
+#[test]
+fn what_a_copy_leaves_out_is_not_read() {
+    let spec = "[[step]]\ncopy = 'site/'\nto = '/srv/'\nexclude = ['private', 'pipe', 'device/']\n";
+    let kiln =
+        Kiln::new().file("site/page", "a page").file("site/private/key", "1").file("site/device/x", "").spec(spec);
+    let private = kiln.place().join("site/private");
+    // Nobody but root may list it, and root has no need to.
+    std::fs::set_permissions(&private, std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("ours");
+    nix::unistd::mkfifo(&kiln.place().join("site/pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+    let ended = kiln.build().run();
+    std::fs::set_permissions(&private, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+    ended.then(["build", "."]).stderr_has("up to date").run();
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_is_fine_and_one_that_matches_all_is_not() {
+    let spec = |copy: &str, exclude: &str| format!("[[step]]\ncopy = '{copy}'\nto = '/srv/'\nexclude = ['{exclude}']");
+    let kiln = Kiln::new().file("site/page", "a page").file("vendor/lib/x", "1").file("a.swp", "1");
+    let place = std::sync::Arc::clone(kiln.place());
+    let check = |spec: &str| place.kiln().spec(spec).args(["check", "."]);
+    check(&spec("site/", "*.nothing")).run();
+    for (copy, exclude) in [("site/", "*"), ("site", "page"), ("a.swp", "*.swp")] {
+        let all = check(&spec(copy, exclude)).fails(3).stderr_has("leave out all of it").stderr_has("kiln.toml:9:8");
+        all.run();
+    }
+    let vendor = |ignored: &str| check(&spec("vendor/lib", "*.swp")).file(".kilnignore", ignored);
+    vendor("/lib\nvendor\n!vendor\n").run();
+    vendor("vendor/\n").fails(3).stderr_has("leave out all of it").run();
+    vendor("a\n[b\n").fails(3).stderr_has(".kilnignore:2: a `[` in the pattern has no `]`").run();
+    std::fs::remove_file(place.join(".kilnignore")).expect("there");
+    std::os::unix::fs::symlink("/etc/shadow", place.join(".kilnignore")).expect("made");
+    check(&spec("site/", "*.swp")).fails(3).stderr_has("it is a symbolic link").run();
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -59,8 +59,9 @@ pub enum PackPolicy {
 
 /// Filters, adjusts and observes the entries of a tree while it is packed.
 pub trait PackHooks {
-    /// Returns whether an entry with this name in a folder is left out.
-    fn leaves_out(&self, _name: &OsStr) -> bool {
+    /// Returns whether an entry is left out, given its path below the root. It is neither opened nor read then, and neither is
+    /// what is in it.
+    fn leaves_out(&self, _path: &[u8], _is_folder: bool) -> bool {
         false
     }
     /// Returns how files are treated that cannot be sent as they are.
@@ -155,6 +156,9 @@ impl<W: Write> PackWalk<'_, W> {
     fn visit(&mut self) -> Result<Option<OpenFolder>, PackError> {
         let metadata = fs::symlink_metadata(&self.path).map_err(|error| self.unreadable(error))?;
         let kind = metadata.file_type();
+        if self.path != self.root && self.packing.leaves_out(&self.relative(), kind.is_dir()) {
+            return Ok(None);
+        }
         if kind.is_file() {
             return self.file().map(|()| None);
         }
@@ -179,7 +183,6 @@ impl<W: Write> PackWalk<'_, W> {
 
     fn folder(&mut self, metadata: &Metadata) -> Result<OpenFolder, PackError> {
         let mut names = folder_names(&self.path).map_err(|error| self.unreadable(error))?;
-        names.retain(|name| !self.packing.leaves_out(name));
         // The order of the names in a folder differs from file system to file system.
         names.sort_unstable();
         let entry = self.entry(metadata, Kind::Dir {})?;

@@ -66,7 +66,8 @@ pub fn canonical(action: &Action, input: Option<Sha256Digest>) -> Value {
         Action::Script { args, context, .. } => {
             json!({ "script": input, "args": args, "context": context_value(context) })
         }
-        Action::Copy(Copy { from, contents, to, into, owner, mode }) => json!({
+        // What is left out is not part of the digest, and nothing else depends on the patterns.
+        Action::Copy(Copy { from, contents, to, into, owner, mode, exclude: _ }) => json!({
             "copy": input, "to": to, "owner": owner_value(owner), "mode": mode,
             // What is copied into a folder keeps its name there, unless only a folder's contents are copied. Nothing else
             // depends on the name.

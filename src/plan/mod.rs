@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::copy_filter::CopyFilter;
 use crate::digest::{FileStamp, Sha256Digest};
 use crate::error::{Fault, Kind};
 use crate::network_record::{NetworkRecord, digest_of};
@@ -121,6 +122,8 @@ pub struct InputFacts {
     pub bytes: u64,
     /// Number of files and folders.
     pub entries: u64,
+    /// What of a copied folder is left out.
+    pub filter: CopyFilter,
 }
 
 /// Digests of the files of a UEFI firmware.

@@ -22,7 +22,7 @@ use crate::plan::kernel::KernelFacts;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::session;
 use crate::specfile::hardcoded_secrets::giveaways;
-use crate::specfile::{self, NetworkBackend, Spec, SpecFile};
+use crate::specfile::{self, Action, NetworkBackend, Spec, SpecFile};
 
 use super::base::{BaseResolver, DigestOrigin, LocatedBase, is_yet_to_come};
 use super::inputs::{InputError, check_script, digest_file, examine};
@@ -318,7 +318,7 @@ pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &Digest
         if refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line)) {
             continue;
         }
-        match examine(step, memo) {
+        match examine(step, &ignored, memo) {
             Ok(facts) => examined.facts.extend(facts.map(|facts| (index, facts))),
             Err(error) => examined.errors.push(error),
         }
@@ -328,6 +328,11 @@ pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &Digest
         }
     }
     examined
+    let ignored = IgnoreFile::beside(spec).unwrap_or_else(|error| {
+        let first = spec.steps.iter().find(|step| matches!(step.action, Action::Copy(_)));
+        examined.errors.push(InputError::Ignore { line: first.map_or(0, |step| step.line), error });
+        IgnoreFile::default()
+    });
 }
 
 /// Returns the time in `SOURCE_DATE_EPOCH` (reproducible-builds.org/specs/source-date-epoch).

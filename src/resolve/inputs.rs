@@ -8,20 +8,24 @@
 //! that was reverted.
 
 use std::error::Error;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
+use crate::copy_filter::CopyFilter;
 use crate::digest::{Sha256Digest, sha256_file};
 use crate::digest_cache::{DigestCache, DigestRecord};
 use crate::error::{Fault, Kind};
 use crate::plan::{InputDigest, InputFacts, PlannedStep};
-use crate::session::{CheckoutModes, PackError, StageSource};
+use crate::project::GIT;
+use crate::session::{CheckoutModes, PackError, StageSource, is_left_out};
 use crate::specfile::{Action, Copy, StepSpec};
 
+use super::ignore_file::{IgnoreFile, IgnoreFileError};
 use super::script_check::{self, ScriptError, ScriptFinding};
 use super::source_errors::SourceProblem;
 use crate::plan::host_paths::PathOwner;
@@ -70,6 +74,20 @@ pub enum InputError {
         line: usize,
         path: PathBuf,
     },
+    /// Nothing of the input of a copy is left.
+    #[error("nothing of {} is copied: `exclude` and .kilnignore leave out all of it", path.display())]
+    AllExcluded {
+        /// Line of the step in the spec.
+        line: usize,
+        path: PathBuf,
+    },
+    /// The ignore file cannot be used.
+    #[error("{error}")]
+    Ignore {
+        /// Line of the first step that copies something.
+        line: usize,
+        error: IgnoreFileError,
+    },
     /// A script is not a regular file.
     #[error("{} is not a file", path.display())]
     NotAFile {
@@ -99,6 +117,8 @@ impl InputError {
             | InputError::Changed { line, .. }
             | InputError::Lost { line, .. }
             | InputError::NotAFolder { line, .. }
+            | InputError::AllExcluded { line, .. }
+            | InputError::Ignore { line, .. }
             | InputError::NotAFile { line, .. }
             | InputError::Script { line, .. } => *line,
         }
@@ -127,6 +147,7 @@ impl Fault for InputError {
                 vec!["build again when nothing writes to it any more".into()]
             }
             InputError::Script { fault, path, .. } => vec![fault.remedy(path)],
+            InputError::AllExcluded { .. } => vec!["remove the step, or the pattern that matches too much".into()],
             _ => Vec::new(),
         }
     }
@@ -137,10 +158,17 @@ impl Fault for InputError {
 ///
 /// # Errors
 /// When a part of the input cannot be read or copied.
-pub fn examine(step: &StepSpec, memo: &DigestCache) -> Result<Option<InputFacts>, InputError> {
+pub(crate) fn examine(
+    step: &StepSpec,
+    ignored: &IgnoreFile,
+    memo: &DigestCache,
+) -> Result<Option<InputFacts>, InputError> {
     match &step.action {
         Action::Script { file, .. } => examine_script(file, step.line, memo).map(Some),
-        Action::Copy(copy) => examine_copy(copy, step.line, memo).map(Some),
+        Action::Copy(copy) => {
+            let filter = CopyFilter::new(&copy.from, copy.exclude.clone(), &ignored.rules, &ignored.folder);
+            examine_copy(copy, filter, step.line, memo).map(Some)
+        }
         _ => Ok(None),
     }
 }
@@ -192,7 +220,8 @@ fn examine_script(path: &Path, line: usize, memo: &DigestCache) -> Result<InputF
         io::ErrorKind::InvalidInput => InputError::NotAFile { line, path: path.to_owned() },
         _ => InputError::Unreadable { line, path: path.to_owned(), source },
     })?;
-    Ok(InputFacts { digest: InputDigest::File(found.sha256), bytes: found.bytes, entries: found.entries })
+    let filter = CopyFilter::default();
+    Ok(InputFacts { digest: InputDigest::File(found.sha256), bytes: found.bytes, entries: found.entries, filter })
 }
 
 /// Hashes a file for the digest cache.
@@ -209,14 +238,35 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
 }
 
-fn examine_copy(copy: &Copy, line: usize, memo: &DigestCache) -> Result<InputFacts, InputError> {
-    if copy.contents && std::fs::metadata(&copy.from).is_ok_and(|metadata| !metadata.is_dir()) {
+fn examine_copy(copy: &Copy, filter: CopyFilter, line: usize, memo: &DigestCache) -> Result<InputFacts, InputError> {
+    let metadata = std::fs::metadata(&copy.from);
+    let is_folder = metadata.as_ref().is_ok_and(Metadata::is_dir);
+    if copy.contents && metadata.is_ok() && !is_folder {
         return Err(InputError::NotAFolder { line, path: copy.from.clone() });
     }
-    // The digest is of the tree as it is sent, so it depends on the modes that are sent.
-    let purpose = format!("tree 2 {:?} {:?}", copy.mode, CheckoutModes::find(&copy.from));
-    let found = memo.digest(&purpose, &copy.from, || examine_tree(&StageSource::from(copy), line))?;
-    Ok(InputFacts { digest: InputDigest::Tree(found.sha256), bytes: found.bytes, entries: found.entries })
+    let name = copy.from.file_name().unwrap_or_default().as_bytes();
+    if filter.leaves_out_source(name, is_folder) {
+        return Err(InputError::AllExcluded { line, path: copy.from.clone() });
+    }
+    // The digest is of the tree as it is sent, so it depends on the modes that are sent, and on what is left out.
+    let purpose = format!("tree 3 {:?} {:?} {filter:?}", copy.mode, CheckoutModes::find(&copy.from));
+    let leaves_out = |path: &[u8], is_folder: bool| is_left_out(Some(&filter), path, is_folder);
+    let source = StageSource::of_copy(copy, filter.clone());
+    let found = memo.digest_without(&leaves_out, &purpose, &copy.from, || examine_tree(&source, line))?;
+    if is_folder && found.entries == 1 && excludes_some(&copy.from, &filter) {
+        return Err(InputError::AllExcluded { line, path: copy.from.clone() });
+    }
+    Ok(InputFacts { digest: InputDigest::Tree(found.sha256), bytes: found.bytes, entries: found.entries, filter })
+}
+
+/// Returns whether a folder has an entry that a filter leaves out.
+fn excludes_some(folder: &Path, filter: &CopyFilter) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut entries = entries.filter(|entry| entry.file_name() != GIT);
+    entries.any(|entry| {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        filter.leaves_out(entry.file_name().as_bytes(), is_folder)
+    })
 }
 
 fn examine_tree(source: &StageSource, line: usize) -> Result<DigestRecord, InputError> {
@@ -246,7 +296,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn examine_path(path: &Path) -> Result<DigestRecord, InputError> {
-        let what = StageContent::Path { from: path.to_owned(), contents: false };
+        let what = StageContent::Path { from: path.to_owned(), contents: false, filter: CopyFilter::default() };
         let owner = FileOwner { user: "root".into(), group: None };
         examine_tree(&StageSource { what, to: "/srv".into(), into: false, owner, mode: None }, 7)
     }
@@ -259,7 +309,7 @@ mod tests {
     fn planned(text: &str, folder: &Path) -> Result<PlannedStep, InputError> {
         let text = format!("[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[[step]]\n{text}\n");
         let spec = Spec::parse(&folder.join("kiln.toml"), &text, &Overrides::default()).unwrap();
-        let input = examine(&spec.steps[0], &DigestCache::load(folder))?;
+        let input = examine(&spec.steps[0], &IgnoreFile::beside(&spec).unwrap(), &DigestCache::load(folder))?;
         Ok(PlannedStep {
             step: spec.steps[0].clone(),
             key: CacheKey::root(),

@@ -4,6 +4,7 @@ pub mod agent_support;
 pub mod base;
 pub mod facts;
 pub mod inputs;
+pub(crate) mod ignore_file;
 mod kernel;
 pub(crate) mod kernel_error;
 pub mod lockfile;

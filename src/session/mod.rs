@@ -35,6 +35,7 @@ pub use exec::{Exec, Exit};
 pub use greeting::Hello;
 pub use receive::{FetchLimits, FetchRequest, FetchedTree};
 pub use shell::{Attach, AttachedTerminal, TerminalInput, TerminalLine};
+pub(crate) use stage_source::is_left_out;
 pub use stage_source::{PackedTree, StageContent, StageSource, StagedStream, stage};
 pub use transfer::{DiskReport, FetchOutcome};
 

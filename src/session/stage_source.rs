@@ -1,6 +1,5 @@
 //! The source of a `copy`, `write` or `script` step, and its form as a file for the guest's hot-plugged block device.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,6 +8,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use crate::agent::pack::{PackError, PackHooks, pack};
+use crate::copy_filter::CopyFilter;
 use crate::digest::Sha256Digest;
 use crate::progress::Progress;
 use crate::project::GIT;
@@ -48,6 +48,8 @@ pub enum StageContent {
         from: PathBuf,
         /// Whether only the content of the folder is sent, without the folder itself.
         contents: bool,
+        /// What of the folder is left out.
+        filter: CopyFilter,
     },
     /// One regular file, named by [`StageSource::to`] alone: an existing folder of that name is an error.
     Text {
@@ -56,18 +58,6 @@ pub enum StageContent {
         /// Modification time of the file.
         mtime: SystemTime,
     },
-}
-
-impl From<&specfile::Copy> for StageSource {
-    fn from(copy: &specfile::Copy) -> Self {
-        Self {
-            what: StageContent::Path { from: copy.from.clone(), contents: copy.contents },
-            to: copy.to.clone(),
-            into: copy.into,
-            owner: copy.owner.clone(),
-            mode: copy.mode,
-        }
-    }
 }
 
 /// Result of [`stage`].
@@ -112,6 +102,18 @@ pub fn stage(source: &StageSource, file: &File, progress: &Progress<'_>) -> Resu
 }
 
 impl StageSource {
+    /// Creates the source of a `copy` step, with what the step leaves out.
+    #[must_use]
+    pub fn of_copy(copy: &specfile::Copy, filter: CopyFilter) -> Self {
+        Self {
+            what: StageContent::Path { from: copy.from.clone(), contents: copy.contents, filter },
+            to: copy.to.clone(),
+            into: copy.into,
+            owner: copy.owner.clone(),
+            mode: copy.mode,
+        }
+    }
+
     /// Returns the summary of what would be sent, without sending it.
     ///
     /// # Errors
@@ -124,9 +126,11 @@ impl StageSource {
     /// function.
     pub(crate) fn write_to(&self, out: impl Write, layout: Layout) -> Result<PackedTree, PackError> {
         let encoder = Encoder::new(out, layout, self.head()).map_err(PackError::Write)?;
-        let mut form = CanonicalForm { mode: self.mode.map(permission_bits), checkout: None, hash: Sha256::new() };
+        let mut form =
+            CanonicalForm { mode: self.mode.map(permission_bits), checkout: None, filter: None, hash: Sha256::new() };
         let totals = match &self.what {
-            StageContent::Path { from, .. } => {
+            StageContent::Path { from, filter, .. } => {
+                form.filter = Some(filter);
                 form.checkout = CheckoutModes::find(from);
                 pack(from, encoder, &mut form)?
             }
@@ -156,7 +160,7 @@ impl StageSource {
 
     fn head(&self) -> Head {
         let (name, contents) = match &self.what {
-            StageContent::Path { from, contents } => (from.file_name().unwrap_or_default(), *contents),
+            StageContent::Path { from, contents, .. } => (from.file_name().unwrap_or_default(), *contents),
             StageContent::Text { .. } => ("".as_ref(), false),
         };
         Head {
@@ -169,17 +173,24 @@ impl StageSource {
     }
 }
 
+/// Returns whether an entry of a copied folder is left out. Git's own files are not content, and may hold credentials of a
+/// pipeline.
+pub(crate) fn is_left_out(filter: Option<&CopyFilter>, path: &[u8], is_folder: bool) -> bool {
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+    name == GIT.as_bytes() || filter.is_some_and(|filter| filter.leaves_out(path, is_folder))
+}
+
 /// A writer that digests a tree in its canonical form for keys, and sets the modes that are sent.
-struct CanonicalForm {
+struct CanonicalForm<'f> {
     mode: Option<u16>,
     checkout: Option<CheckoutModes>,
+    filter: Option<&'f CopyFilter>,
     hash: Sha256,
 }
 
-impl PackHooks for CanonicalForm {
-    /// Returns whether an entry is left out: Git's own files are not content, and may hold credentials of a pipeline.
-    fn leaves_out(&self, name: &OsStr) -> bool {
-        name == GIT
+impl PackHooks for CanonicalForm<'_> {
+    fn leaves_out(&self, path: &[u8], is_folder: bool) -> bool {
+        is_left_out(self.filter, path, is_folder)
     }
 
     fn adjust(&self, entry: &mut Entry) {

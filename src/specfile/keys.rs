@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::digest::Sha256Digest;
+use crate::ignore_patterns::IgnorePattern;
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -14,7 +15,9 @@ use super::arguments::argument;
 use super::compound_kinds::{CommandShape, DeclaredVariables, List, Map, OneOrMore, Variables};
 use super::document::SpannedValue;
 use super::network::{host_pattern, private_destination};
-use super::paths::{ACCOUNT, SlashedPath, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
+use super::paths::{
+    ACCOUNT, SlashedPath, guest_file, guest_folder, guest_path, host_path, ignore_pattern, kept_path, owner,
+};
 use super::platform::Platform;
 use super::reader::{Section, SpecReader};
 use super::table::{
@@ -325,6 +328,8 @@ table! {
     }
 }
 
+        /// Files and folders to leave out, in addition to what a `.kilnignore` beside the spec leaves out.
+        exclude: Vec<SpannedValue<IgnorePattern>> = DefaultedKey(List(ignore_pattern(), 1000), "[]"),
 table! {
     /// A small file with content from the spec.
     WriteFile {

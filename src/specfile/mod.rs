@@ -15,6 +15,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
+use crate::ignore_patterns::IgnoreRules;
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -466,6 +467,8 @@ pub struct Context {
     /// Additional environment variables.
     pub env: BTreeMap<String, String>,
     /// Name of the user in the guest.
+    /// Patterns of what is left out, relative to the copied folder.
+    pub exclude: IgnoreRules,
     pub user: String,
     /// Working directory in the guest, absolute.
     pub dir: String,

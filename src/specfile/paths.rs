@@ -4,6 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
+use crate::ignore_patterns::IgnorePattern;
+
 use super::FileOwner;
 use super::document::SpannedValue;
 use super::value_kinds::{Text, ValueProblem, Word, matching, quoted};
@@ -118,6 +120,13 @@ pub(crate) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
 /// Returns the absolute path of a file or folder on this host.
 pub(super) fn host_file(written: &SpannedValue<SlashedPath<PathBuf>>, spec: &Path) -> PathBuf {
     from_folder_of(spec, &written.value.path)
+}
+
+/// Accepts a pattern of files below a folder, in git's syntax.
+pub(super) fn ignore_pattern() -> Text<IgnorePattern> {
+    Text::new("a pattern in the syntax of .gitignore", json!({ "type": "string", "minLength": 1 }), |text| {
+        Ok(IgnorePattern::parse(text)?)
+    })
 }
 
 #[cfg(test)]

@@ -131,6 +131,7 @@ fn copy(raw: keys::CopyIn, around: &mut StepScope) -> Option<(Action, String)> {
         owner: raw.owner,
         mode: raw.mode.map(|mode| mode.value),
     };
+        exclude: raw.exclude.into_iter().map(|pattern| pattern.value).collect(),
     Some((Action::Copy(copy), name))
 }
 

@@ -15,6 +15,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::copy_filter::CopyFilter;
 use crate::digest::{Sha256Digest, hex};
 use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
@@ -325,10 +326,12 @@ impl SimulatedHost {
         let refused = |_| BuildRefusal::Guest(index);
         match &planned.step.action {
             Action::Copy(copy) => {
-                let (sent, stream) = self.pack(&StageSource::from(copy), planned, moment).map_err(|error| {
-                    assert!(running.is_disturbed, "nothing has changed: {error}");
-                    BuildRefusal::Changed
-                })?;
+                let (sent, stream) = self
+                    .pack(&StageSource::of_copy(copy, CopyFilter::default()), planned, moment)
+                    .map_err(|error| {
+                        assert!(running.is_disturbed, "nothing has changed: {error}");
+                        BuildRefusal::Changed
+                    })?;
                 testing::unpack_stream(&stream[..]).map_err(refused)?;
                 check_sent(planned, &InputDigest::Tree(sent), &copy.from).map_err(|_| BuildRefusal::Changed)?;
             }
@@ -511,7 +514,7 @@ fn clear_machine(machine: &Path) {
 
 /// Packs a folder as a stream that restores it.
 fn snapshot(folder: &Path) -> Vec<u8> {
-    let what = StageContent::Path { from: folder.to_owned(), contents: true };
+    let what = StageContent::Path { from: folder.to_owned(), contents: true, filter: CopyFilter::default() };
     let source = StageSource { what, to: folder.to_str().unwrap().into(), into: false, owner: me(), mode: None };
     let mut stream = Vec::new();
     source.write_to(&mut stream, Layout::Packed).unwrap();

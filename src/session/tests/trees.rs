@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::copy_filter::CopyFilter;
 use crate::progress::Progress;
 
 use super::*;
 
 pub(super) fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> StageSource {
     StageSource {
-        what: StageContent::Path { from: from.to_owned(), contents },
+        what: StageContent::Path { from: from.to_owned(), contents, filter: CopyFilter::default() },
         to: to.to_str().unwrap().into(),
         into,
         owner: me(),
