@@ -510,3 +510,25 @@ fn a_step_without_a_network_says_what_to_set() {
     let command = "[[step]]\nrun = 'warn sh: 1: jq: not found; exit 127'\n";
     Kiln::new().spec(command).build().fails(7).stderr_has("install the package `jq`").run();
 }
+
+/// The commands that take specs, without one.
+const WITHOUT_SPEC: [&[&str]; 5] = [&["check"], &["plan"], &["build"], &["test"], &["lock"]];
+
+#[test]
+fn a_command_without_a_spec_takes_the_folder_that_it_runs_in() {
+    let built = Kiln::new().spec("[[test]]\nname = 'answers'\nrun = 'true'").args(["build"]).run();
+    assert_eq!(built.place().published(), ["web@1"]);
+    for command in WITHOUT_SPEC {
+        built.then(command).run();
+    }
+    built.then(["test"]).stdout_has("answers").run();
+    built.then(["plan"]).stdout_has("web@1").run();
+}
+
+#[test]
+fn a_command_without_a_spec_and_without_a_kiln_toml_is_a_usage_error() {
+    for command in WITHOUT_SPEC {
+        let ended = Kiln::new().file("sub/kiln.toml", "").args(command).fails(2).stderr_has("no SPEC is named").run();
+        assert!(ended.stderr.contains("kiln.toml") && ended.errors() == 1, "{command:?}: {}", ended.stderr);
+    }
+}

@@ -38,8 +38,9 @@ use super::{specs, terminal};
         as far as the host's processors and memory allow."
 )]
 pub struct BuildArgs {
-    /// Spec files, folders with a kiln.toml, or folders that contain such folders
-    #[arg(required = true, value_name = "SPEC")]
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders [default: the current folder, if it has a
+    /// kiln.toml]
+    #[arg(value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// Number of parallel builds [default: one per processor]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -85,7 +86,7 @@ pub struct BuildArgs {
 /// # Errors
 /// Whatever went wrong first; what else went wrong is printed.
 pub(super) async fn run(args: BuildArgs, context: CommandContext<'_>) -> Result<(), Failure> {
-    let specs = specs::load(&args.specs, &args.reading, args.version.as_ref())?;
+    let specs = specs::load(&specs::or_here(args.specs.clone())?, &args.reading, args.version.as_ref())?;
     let graph = Graph::new(specs, args.reading.reach().files)?;
     let allowed = allowed_variables(&args.reading)?;
     graph.nodes().iter().try_for_each(|node| allowed.check(&node.spec))?;

@@ -25,8 +25,9 @@ use super::specs;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln check images/*")]
 pub struct CheckArgs {
-    /// Spec files, folders with a kiln.toml, or folders that contain such folders
-    #[arg(required = true, value_name = "SPEC")]
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders [default: the current folder, if it has a
+    /// kiln.toml]
+    #[arg(value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// Options for reading specs.
     #[command(flatten)]
@@ -41,6 +42,7 @@ pub struct CheckArgs {
 /// # Errors
 /// The first failure, after the others were printed.
 pub(super) async fn run(args: CheckArgs, context: CommandContext<'_>) -> Result<(), Failure> {
+    let named = specs::or_here(args.specs)?;
     let events = context.events();
     let sources = SourceArgs { offline: true, ..args.sources };
     let bases = context.bases(sources, args.reading.reach().files, &events)?;
@@ -48,7 +50,7 @@ pub(super) async fn run(args: CheckArgs, context: CommandContext<'_>) -> Result<
     let mut found = Vec::new();
     let mut labels = BTreeMap::new();
     let mut failed = Vec::new();
-    for file in specs::files(&args.specs) {
+    for file in specs::files(&named) {
         match specs::load(std::slice::from_ref(&file), &args.reading, None) {
             Ok(specs) => {
                 for spec in specs {
@@ -100,7 +102,7 @@ async fn check(
         Ok(_) => String::new(),
         Err(failure) if is_yet_to_come(&failure) || node.parent.is_some() && is_of_the_base(&failure) => {
             facts::inputs(spec, reach, &bases.memo, &bases.events)?;
-            format!("; {failure}")
+            (spec, format!("; {failure}"))
         }
         Err(failure) => return Err(failure),
     };

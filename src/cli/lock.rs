@@ -28,8 +28,9 @@ use super::{path_line, print, specs};
         again, even if a tag moves or a list of digests changes. What the steps of a spec with `network = \"locked\"` \
         download is recorded by its builds; `--refresh` drops that.")]
 pub struct LockArgs {
-    /// Spec files, folders with a kiln.toml, or folders that contain such folders
-    #[arg(required = true, value_name = "SPEC")]
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders [default: the current folder, if it has a
+    /// kiln.toml]
+    #[arg(value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// Do not download anything
     #[arg(long)]
@@ -47,11 +48,12 @@ pub struct LockArgs {
 
 /// Locks every spec with its variants, and the specs that they are built on; prints the files that have changed.
 pub(super) async fn run(args: LockArgs, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let named = specs::or_here(args.specs)?;
     let events = context.events();
     let sources = SourceArgs { locked: false, offline: args.offline };
     let reach = if args.allow_outside { FileReach::Host } else { FileReach::Project };
     let bases = BaseResolver { locking: LockfileMode::Ignore, ..context.bases(sources, reach, &events)? };
-    let graph = Graph::new(specs::with_variants(&args.specs, reach)?, reach)?;
+    let graph = Graph::new(specs::with_variants(&named, reach)?, reach)?;
     let mut folders: BTreeMap<PathBuf, Vec<LockChange<'_>>> = BTreeMap::new();
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());

@@ -28,9 +28,9 @@ use crate::scheduler;
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::{Action, NetworkBackend, Spec};
 
-use super::CommandContext;
 use super::args::{SourceArgs, SpecArgs};
 use super::configuration::allowed_variables;
+use super::{CommandContext, specs};
 
 /// Schema version of the JSON output.
 const SCHEMA: u32 = 1;
@@ -42,9 +42,9 @@ const STALE_DAYS: i64 = 7;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln plan images/nginx --json | jq .steps")]
 pub struct PlanArgs {
-    /// Spec file, or folder with a kiln.toml
+    /// Spec file, or folder with a kiln.toml [default: the current folder]
     #[arg(value_name = "SPEC")]
-    pub spec: PathBuf,
+    pub spec: Option<PathBuf>,
     /// Version to build [default: the spec's]
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
@@ -62,7 +62,8 @@ pub struct PlanArgs {
 /// Prints the plan of a spec.
 pub(super) async fn run(args: PlanArgs, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
     let reach = args.reading.reach();
-    let spec = Spec::load(&args.spec, reach.files, &args.reading.overrides(args.version.as_ref()))?;
+    let named = args.spec.map_or_else(specs::here, Ok)?;
+    let spec = Spec::load(&named, reach.files, &args.reading.overrides(args.version.as_ref()))?;
     allowed_variables(&args.reading)?.check(&spec)?;
     let events = context.events();
     let sources = SourceArgs { offline: true, ..args.sources };

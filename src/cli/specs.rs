@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::error::Failure;
+use crate::error::{Failure, Fault, Kind};
 use crate::project::FileReach;
 use crate::specfile::{EVERY_VARIANT, LoadError, Overrides, Spec, SpecFile};
 
@@ -48,6 +48,38 @@ pub(super) fn with_variants(paths: &[PathBuf], reach: FileReach) -> Result<Vec<S
         }
     }
     Ok(specs)
+}
+
+/// A command needs a spec, and none is named or in the current folder.
+#[derive(Debug, thiserror::Error)]
+#[error("no SPEC is named, and the current folder has no kiln.toml")]
+pub(super) struct NoSpecError;
+
+impl Fault for NoSpecError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["name a spec file or a folder with a kiln.toml, or let `kiln init` write a commented spec".into()]
+    }
+}
+
+/// Returns the current folder as the spec of a command that names none.
+///
+/// # Errors
+/// When it has no `kiln.toml`.
+pub(super) fn here() -> Result<PathBuf, NoSpecError> {
+    let here = Path::new(".");
+    if here.join("kiln.toml").exists() { Ok(here.to_owned()) } else { Err(NoSpecError) }
+}
+
+/// Returns the specs that a command names, or else the current folder.
+///
+/// # Errors
+/// When none is named and the current folder has no `kiln.toml`.
+pub(super) fn or_here(named: Vec<PathBuf>) -> Result<Vec<PathBuf>, NoSpecError> {
+    if named.is_empty() { Ok(vec![here()?]) } else { Ok(named) }
 }
 
 /// Replaces folders by the spec files in them. A path that does not exist is reported by the code that reads it.

@@ -17,7 +17,7 @@ use crate::test::{Coverage, Outcome};
 use super::CommandContext;
 use super::args::SpecArgs;
 use super::list::align;
-use super::{print, print_json, target};
+use super::{print, print_json, specs, target};
 
 /// Arguments of `kiln test`.
 #[derive(Debug, Args)]
@@ -27,9 +27,10 @@ use super::{print, print_json, target};
         tests of the spec that it was built from are run."
 )]
 pub struct TestArgs {
-    /// Spec file, folder with a kiln.toml, or image: `name`, `name@version` or `name@tag`
+    /// Spec file, folder with a kiln.toml, or image: `name`, `name@version` or `name@tag` [default: the current folder, if it
+    /// has a kiln.toml]
     #[arg(value_name = "SPEC|IMAGE")]
-    pub target: String,
+    pub target: Option<String>,
     /// Version of the spec's image [default: the spec's]
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
@@ -95,8 +96,12 @@ pub(super) async fn run(args: TestArgs, context: CommandContext<'_>, out: &mut d
     let store = context.folders.store()?;
     let cache = context.folders.cache()?;
     let events = context.events();
-    target::tell_which_is_meant(&args.target, &store, &events);
-    let (artifact, tests, source) = find(&args, &store)?;
+    let target = match &args.target {
+        Some(target) => target.clone(),
+        None => specs::here()?.display().to_string(),
+    };
+    target::tell_which_is_meant(&target, &store, &events);
+    let (artifact, tests, source) = find(&target, &args, &store)?;
     let tests = filtered(tests, args.filter.as_ref())?;
     let reach = args.reading.reach().network;
     let coverage = if args.all_formats { Coverage::All } else { Coverage::First };
@@ -120,18 +125,18 @@ pub(super) async fn run(args: TestArgs, context: CommandContext<'_>, out: &mut d
 }
 
 /// Finds the image, its tests, and the file that defines them.
-fn find(args: &TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
-    if target::is_spec(&args.target) {
+fn find(target: &str, args: &TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
+    if target::is_spec(target) {
         let overrides = args.reading.overrides(args.version.as_ref());
-        let spec = Spec::load(Path::new(&args.target), args.reading.reach().files, &overrides)?;
+        let spec = Spec::load(Path::new(target), args.reading.reach().files, &overrides)?;
         let id = ImageId::new(&*spec.image.name, &*spec.image.version)?;
         let artifact = store.artifact(&Reference::from(&id)).map_err(|error| match error {
-            StoreError::NoImage { .. } | StoreError::NoVersion { .. } => not_built(&id, &args.target),
+            StoreError::NoImage { .. } | StoreError::NoVersion { .. } => not_built(&id, target),
             other => other.into(),
         })?;
         return Ok((artifact, spec.tests, spec.path));
     }
-    let artifact = store.artifact(&args.target.parse()?)?;
+    let artifact = store.artifact(&target.parse()?)?;
     let tests = recorded(&artifact)?;
     let source = artifact.folder().join("manifest.json");
     Ok((artifact, tests, source))
