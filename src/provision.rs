@@ -1,5 +1,6 @@
 //! Runs the steps, in order.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -203,6 +204,12 @@ fn emit_progress(events: &Events, total: u64) -> impl FnMut(u64) {
 }
 
 /// Returns how a try of a step failed, if another try may succeed: the guest runs, and its agent has ended the command.
+/// Returns the variables that every command of a step has unless the spec sets them. Debian's packages would ask questions, and
+/// nobody answers.
+fn default_environment() -> BTreeMap<String, String> {
+    [("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned())].into()
+}
+
 fn retry_reason(failure: &Failure) -> Option<String> {
     let how = &failure.fault::<StepError>()?.how;
     match how {
@@ -307,7 +314,8 @@ impl RunningStep<'_, '_> {
 
     async fn command(&mut self, exec: Exec, context: &Context) -> Result<(), Failure> {
         let timeout = self.planned.step.timeout;
-        let mut env = self.build.proxy_environment();
+        let mut env = default_environment();
+        env.extend(self.build.proxy_environment());
         env.extend(self.build.plan.spec.vars.clone());
         env.extend(context.env.clone());
         let exec = Exec {

@@ -139,3 +139,14 @@ fn a_pattern_that_matches_nothing_is_fine_and_one_that_matches_all_is_not() {
     std::os::unix::fs::symlink("/etc/shadow", place.join(".kilnignore")).expect("made");
     check(&spec("site/", "*.swp")).fails(3).stderr_has("it is a symbolic link").run();
 }
+
+#[test]
+fn packages_ask_no_questions_unless_the_spec_lets_them() {
+    let step = |more: &str| format!("[[step]]\nrun = 'env DEBIAN_FRONTEND'\n{more}");
+    Kiln::new().spec(&step("")).build().stderr_has("| noninteractive").run();
+    Kiln::new().spec(&step("env = { DEBIAN_FRONTEND = 'readline' }")).build().stderr_has("| readline").run();
+    let vars = format!("[vars]\nDEBIAN_FRONTEND = 'teletype'\n{}", step(""));
+    Kiln::new().spec(&vars).build().stderr_has("| teletype").run();
+    let script = Kiln::new().file("s.sh", "#!/bin/sh\nenv DEBIAN_FRONTEND\n").spec("[[step]]\nscript = 's.sh'");
+    script.build().stderr_has("| noninteractive").run();
+}

@@ -18,7 +18,7 @@ use super::machine::{Accelerator, PlannedMachine, format_name};
 use super::{Facts, InputFacts, PlannedStep};
 
 /// The version of the hashed form; it changes whenever the meaning of that form changes.
-pub(super) const SCHEME: &str = "kiln-key-2";
+pub(super) const SCHEME: &str = "kiln-key-3";
 
 /// A digest that identifies a result by everything that influenced it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
