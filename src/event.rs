@@ -157,6 +157,15 @@ pub enum Event {
         /// Number of steps in the spec.
         steps: usize,
     },
+    /// A step is not part of the build, because its condition does not hold.
+    StepSkipped {
+        /// Name of the step.
+        name: String,
+        /// Action of the step.
+        verb: &'static str,
+        /// The condition.
+        when: String,
+    },
     /// A step ended.
     StepFinished {
         /// Index of the step in the spec, from 0.

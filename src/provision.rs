@@ -60,6 +60,7 @@ pub(crate) async fn provision(
     for (index, planned) in build.plan.steps.iter().enumerate().take(cached) {
         let name = planned.step.name.clone();
         let verb = planned.step.action.key();
+        emit_skipped(build, index);
         build.events.emit(&Event::StepCached { index, name, verb, steps });
         if let (Action::Fetch { from, to }, Some(stream)) = (&planned.step.action, layers.fetched(index)) {
             let request = FetchRequest { from: from.clone(), root: fetched.to_owned(), to: to.clone(), limits };
@@ -75,6 +76,7 @@ pub(crate) async fn provision(
     for (index, planned) in build.plan.steps.iter().enumerate().skip(cached) {
         let step = &planned.step;
         let verb = step.action.key();
+        emit_skipped(build, index);
         build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb, steps });
         begin_traffic(build, guest).await?;
         // Files have the time of the last tick of the guest's clock, so one tick has to lie between two steps.
@@ -110,7 +112,16 @@ pub(crate) async fn provision(
         done.push(step);
         build.finished.set(done.len());
     }
+    emit_skipped(build, steps);
     Ok(done)
+}
+
+/// Emits the steps that are skipped between a step and the one before it.
+fn emit_skipped(build: &BuildContext<'_>, index: usize) {
+    for skipped in build.plan.skipped.iter().filter(|skipped| skipped.position == index) {
+        let name = skipped.name.clone();
+        build.events.emit(&Event::StepSkipped { name, verb: skipped.verb, when: skipped.when.to_string() });
+    }
 }
 
 /// Begins a step's use of the locked network. The guest's clock is that of the recording, so that what has expired since is
@@ -193,6 +204,12 @@ pub(crate) fn exec(command: &Command, name: &str) -> Exec {
     }
 }
 
+/// Returns the variables that every command of a step has unless the spec sets them. Debian's packages would ask questions, and
+/// nobody answers.
+fn default_environment() -> BTreeMap<String, String> {
+    [("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned())].into()
+}
+
 /// Returns a listener that emits the lines of a step's output.
 fn emit_output(events: &Events, index: usize) -> impl FnMut(Channel, String) {
     move |channel, line| events.emit(&Event::StepOutput { index, channel, line })
@@ -204,12 +221,6 @@ fn emit_progress(events: &Events, total: u64) -> impl FnMut(u64) {
 }
 
 /// Returns how a try of a step failed, if another try may succeed: the guest runs, and its agent has ended the command.
-/// Returns the variables that every command of a step has unless the spec sets them. Debian's packages would ask questions, and
-/// nobody answers.
-fn default_environment() -> BTreeMap<String, String> {
-    [("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned())].into()
-}
-
 fn retry_reason(failure: &Failure) -> Option<String> {
     let how = &failure.fault::<StepError>()?.how;
     match how {

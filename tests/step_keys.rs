@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 mod support;
 
 use support::Kiln;
+use support::ext4::ext4_image;
 
 /// Returns the events of a build with `--progress json`.
 fn events(stderr: &str) -> Vec<Json> {
@@ -138,6 +139,52 @@ fn a_pattern_that_matches_nothing_is_fine_and_one_that_matches_all_is_not() {
     std::fs::remove_file(place.join(".kilnignore")).expect("there");
     std::os::unix::fs::symlink("/etc/shadow", place.join(".kilnignore")).expect("made");
     check(&spec("site/", "*.swp")).fails(3).stderr_has("it is a symbolic link").run();
+}
+
+/// Returns a base image of Debian 12, as far as its os-release goes.
+fn debian() -> Vec<u8> {
+    let release = b"ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n";
+    ext4_image(&[("etc/os-release", &release[..]), ("usr/bin/cloud-init", b"")])
+}
+
+#[test]
+fn a_step_whose_condition_does_not_hold_is_skipped() {
+    let spec = "[vars]\nsite = 'a'\n[[step]]\nname = 'dnf'\nrun = 'exit 3'\nwhen = \"base.os == 'fedora'\"\n\
+                [[step]]\nname = 'apt'\nrun = 'echo apt'\nwhen = \"base.os == 'debian' and base.version >= '12'\"\n\
+                [[step]]\nname = 'missing'\ncopy = 'missing'\nto = '/srv/'\nwhen = \"vars.site == 'b'\"\n";
+    let kiln = Kiln::new().file("base.qcow2", debian()).spec(spec);
+    let place = std::sync::Arc::clone(kiln.place());
+    kiln.args(["check", "."]).stderr_has("ok").run();
+    let plan = place.kiln().args(["plan", "."]).stdout_has("skipped dnf: not base.os == 'fedora'");
+    plan.stdout_has("skipped missing: not vars.site == 'b'").run();
+    let plan = place.kiln().args(["plan", ".", "--json"]).run();
+    let plan: Json = serde_json::from_str(&plan.stdout).expect("JSON");
+    assert_eq!((plan["steps"].as_array().map(Vec::len), &plan["steps"][0]["name"]), (Some(1), &"apt".into()));
+    assert_eq!((&plan["skipped"][0]["name"], &plan["skipped"][0]["position"]), (&"dnf".into(), &0.into()));
+    assert_eq!(plan["skipped"][1]["position"], 1);
+    let built = place.kiln().build().args(["--progress", "json"]).stderr_has("\"line\":\"apt\"").run();
+    let skipped: Vec<Json> =
+        events(&built.stderr).into_iter().filter(|event| event["event"] == "step-skipped").collect();
+    assert_eq!((skipped.len(), &skipped[0]["name"], &skipped[1]["verb"]), (2, &"dnf".into(), &"copy".into()));
+    // Neither the skipped steps nor the condition of the other are in a key.
+    place
+        .kiln()
+        .spec("[vars]\nsite = 'a'\n[[step]]\nname = 'apt'\nrun = 'echo apt'")
+        .build()
+        .stderr_has("up to date")
+        .run();
+    place.kiln().spec(spec).args(["check", ".", "--var", "site=b"]).fails(3).stderr_has("cannot read").run();
+}
+
+#[test]
+fn a_condition_about_a_base_that_cannot_be_read_is_an_error_with_its_place() {
+    let spec = |when: &str| format!("[vars]\nos = 'debian'\n[[step]]\nrun = 'true'\nwhen = \"{when}\"");
+    let kiln = Kiln::new().spec(&spec("base.os == 'debian'")).args(["check", "."]).fails(5);
+    let ended =
+        kiln.stderr_has("kiln.toml:12:8").stderr_has("the condition is about the system of the base image").run();
+    ended.place().kiln().spec(&spec("vars.os == 'debian'")).args(["check", "."]).run();
+    let empty = ended.place().kiln().file("base.qcow2", ext4_image(&[("etc/fstab", b"")]));
+    empty.spec(&spec("base.os == 'debian'")).args(["check", "."]).fails(5).stderr_has("no /etc/os-release").run();
 }
 
 #[test]

@@ -98,8 +98,9 @@ async fn check(
     has_allowed_secrets: bool,
 ) -> Result<String, Failure> {
     let spec = &node.spec;
-    let missing = match scheduler::plan(spec.clone(), bases, reach).await {
-        Ok(_) => String::new(),
+    let (spec, missing) = match scheduler::plan(spec.clone(), bases, reach).await {
+        // Without the steps that are skipped.
+        Ok((plan, _)) => (&plan.spec.clone(), String::new()),
         Err(failure) if is_yet_to_come(&failure) || node.parent.is_some() && is_of_the_base(&failure) => {
             facts::inputs(spec, reach, &bases.memo, &bases.events)?;
             (spec, format!("; {failure}"))

@@ -126,6 +126,13 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
             })
         })
         .collect();
+    let skipped = plan.skipped.iter().map(|skipped| {
+        json!({
+            "name": skipped.name, "verb": skipped.verb, "line": skipped.line, "when": skipped.when.to_string(),
+            "position": skipped.position,
+        })
+    });
+    let skipped: Vec<_> = skipped.collect();
     let outputs: Vec<_> = plan
         .outputs
         .all
@@ -155,6 +162,7 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
         },
         "network": LockedDownloads::of_plan(plan),
         "steps": steps,
+        "skipped": skipped,
         "outputs": outputs,
         "tests": plan.spec.tests.iter().map(|test| &test.name).collect::<Vec<_>>(),
     })
@@ -198,6 +206,7 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
         page.line("changed  ", &list_inputs(&fates.base));
     }
     for (number, (planned, reason)) in plan.steps.iter().zip(&fates.steps).enumerate() {
+        list_skipped(plan, number, &mut page);
         page.line("step ", &format!("{:<3} {}", number + 1, step(plan, planned, reason.as_ref())));
         if let Some(days) = fates.stale_days[number] {
             let text = format!(
@@ -208,6 +217,7 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
             page.line("note     ", &text);
         }
     }
+    list_skipped(plan, plan.steps.len(), &mut page);
     for test in &plan.spec.tests {
         page.line("test     ", &test.name);
     }
@@ -218,6 +228,13 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
     page.line("key      ", &plan.build_key.to_string());
     page.line("qemu     ", &command_line(plan).iter().map(|arg| quote_argument(arg)).collect::<Vec<_>>().join(" "));
     page.into_text()
+}
+
+/// Adds a line for each step that is skipped before the step of this index.
+fn list_skipped(plan: &Plan, index: usize, page: &mut TextPage) {
+    for skipped in plan.skipped.iter().filter(|skipped| skipped.position == index) {
+        page.line("step ", &format!("-   {:12}  skipped {}: not {}", "", skipped.name, skipped.when));
+    }
 }
 
 fn machine(plan: &Plan) -> String {

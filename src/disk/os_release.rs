@@ -14,6 +14,10 @@ pub struct OsRelease {
     pub version: String,
     /// `PRETTY_NAME`; may be empty.
     pub name: String,
+    /// `VERSION_CODENAME`; may be empty.
+    pub codename: String,
+    /// `ID_LIKE`, word by word.
+    pub like: Vec<String>,
 }
 
 /// Reads the distribution of a tree; `None` if it has no os-release file.
@@ -33,8 +37,10 @@ pub fn os(tree: &Tree<'_>) -> Result<Option<OsRelease>, TreeError> {
 #[must_use]
 pub fn parse(text: &[u8]) -> OsRelease {
     let text = String::from_utf8_lossy(text);
-    let [id, version, name] = ["ID", "VERSION_ID", "PRETTY_NAME"].map(|key| value(&text, key).unwrap_or_default());
-    OsRelease { id: if id.is_empty() { "linux".into() } else { id }, version, name }
+    let keys = ["ID", "VERSION_ID", "PRETTY_NAME", "VERSION_CODENAME", "ID_LIKE"];
+    let [id, version, name, codename, like] = keys.map(|key| value(&text, key).unwrap_or_default());
+    let id = if id.is_empty() { "linux".into() } else { id };
+    OsRelease { id, version, name, codename, like: like.split_whitespace().map(str::to_owned).collect() }
 }
 
 /// Returns the value of an assignment; the last counts, as in a shell.
@@ -65,8 +71,15 @@ mod tests {
     #[test]
     fn values_are_read_with_and_without_quotes() {
         let text =
-            b"# comment\nPRETTY_NAME=\"Debian \\\"12\\\" \\$x\"\nNAME=Debian\nID=debian\nVERSION_ID='12'\nID_LIKE=x\n";
-        let expected = OsRelease { id: "debian".into(), version: "12".into(), name: "Debian \"12\" $x".into() };
+            b"# comment\nPRETTY_NAME=\"Debian \\\"12\\\" \\$x\"\nNAME=Debian\nID=debian\nVERSION_ID='12'\nID_LIKE=\"x y\"\n\
+              VERSION_CODENAME=bookworm\n";
+        let expected = OsRelease {
+            id: "debian".into(),
+            version: "12".into(),
+            name: "Debian \"12\" $x".into(),
+            codename: "bookworm".into(),
+            like: vec!["x".into(), "y".into()],
+        };
         assert_eq!(parse(text), expected);
         assert_eq!(parse(b"\xff\nID=\n"), OsRelease { id: "linux".into(), ..OsRelease::default() });
     }

@@ -313,7 +313,7 @@ fn warn_of_platforms(
     Ok(())
 }
 
-fn for_manifest(OsRelease { id, version, name }: OsRelease) -> manifest::ManifestOs {
+fn for_manifest(OsRelease { id, version, name, .. }: OsRelease) -> manifest::ManifestOs {
     manifest::ManifestOs { id, version, name }
 }
 

@@ -15,7 +15,7 @@ use crate::digest::{FileStamp, Sha256Digest};
 use crate::error::{Fault, Kind};
 use crate::network_record::{NetworkRecord, digest_of};
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{self, Action, BaseFormat, NetworkBackend, OutputFormat, Spec, StepSpec};
+use crate::specfile::{self, Action, BaseFormat, Condition, NetworkBackend, OutputFormat, Spec, StepSpec};
 
 pub(crate) mod agent;
 pub(crate) mod graph;
@@ -239,6 +239,21 @@ pub struct PlannedStep {
     pub downloads: Option<Sha256Digest>,
 }
 
+/// A step whose condition does not hold. It is not among the steps of the plan's spec, and has no key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkippedStep {
+    /// Number of steps before it that are part of the build.
+    pub position: usize,
+    /// Name of the step.
+    pub name: String,
+    /// The key of the step's action.
+    pub verb: &'static str,
+    /// Line of the spec file on which the step begins, from 1.
+    pub line: usize,
+    /// The condition.
+    pub when: Condition,
+}
+
 /// Everything that a build does.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -256,6 +271,8 @@ pub struct Plan {
     pub base_parts: Parts,
     /// The steps, in order.
     pub steps: Vec<PlannedStep>,
+    /// The steps of the spec that are not part of the build.
+    pub skipped: Vec<SkippedStep>,
     /// What the steps get over a locked network, as far as that is recorded.
     pub network: Option<NetworkRecord>,
     /// The outputs, and the disk files they need.
@@ -295,6 +312,7 @@ impl Plan {
             base_key,
             base_parts: trace::parts(&base_content),
             steps,
+            skipped: Vec::new(),
             network: facts.network.clone(),
             outputs,
             build_key,
@@ -323,6 +341,12 @@ impl Plan {
         Self { network: Some(record), ..self.with_downloads(&digests) }
     }
 
+    /// Returns the plan with the steps of the spec file that are not part of the build.
+    #[must_use]
+    pub fn with_skipped(self, skipped: Vec<SkippedStep>) -> Self {
+        Self { skipped, ..self }
+    }
+
     /// Returns the virtual size of the disk, bytes.
     #[must_use]
     pub fn disk_size(&self) -> u64 {
@@ -341,6 +365,7 @@ impl Plan {
         let mut plan = self.clone();
         plan.steps.truncate(steps);
         plan.spec.steps.truncate(steps);
+        plan.skipped.retain(|skipped| skipped.position < steps);
         plan
     }
 

@@ -130,7 +130,10 @@ impl BarSink {
                 }
             }
             Event::Progress { stage, done, total } => state.advance(at, *stage, *done, *total),
-            Event::StageFinished { .. } | Event::StepCached { .. } | Event::TestFinished { ok: true, .. }
+            Event::StageFinished { .. }
+            | Event::StepCached { .. }
+            | Event::StepSkipped { .. }
+            | Event::TestFinished { ok: true, .. }
                 if !state.is_alone() && self.verbosity < Verbosity::Verbose => {}
             _ => self.print(state, &line),
         }

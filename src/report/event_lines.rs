@@ -78,6 +78,9 @@ impl EventFormatter {
                 let place = format!("step {}/{steps}", index + 1);
                 (LineTopic::Done, format!("{place} {}  cached", escape(name)))
             }
+            Event::StepSkipped { name, when, .. } => {
+                (LineTopic::Done, format!("step {}  skipped: not {}", escape(name), escape(when)))
+            }
             Event::StepRetried { index, attempt, attempts, reason, pause } => {
                 let label = self.step_label(*index);
                 let tried = format!("try {attempt} of {attempts} {}", escape(reason));

@@ -27,6 +27,7 @@ fn events(text: &str) -> Vec<Event> {
         Event::DownloadStarted { url: text.into() },
         Event::StageStarted { stage: Stage::Provision },
         Event::StepCached { index: 0, name: text.into(), verb: "run", steps: 1 },
+        Event::StepSkipped { name: text.into(), verb: "run", when: text.into() },
         Event::StepStarted { index: 0, name: text.into(), verb: "run", steps: 1 },
         Event::StepOutput { index: 0, channel: Channel::Stdout, line: text.into() },
         Event::Console { line: text.into() },

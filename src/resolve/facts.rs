@@ -25,6 +25,8 @@ use crate::specfile::hardcoded_secrets::giveaways;
 use crate::specfile::{self, Action, NetworkBackend, Spec, SpecFile};
 
 use super::base::{BaseResolver, DigestOrigin, LocatedBase, is_yet_to_come};
+use super::conditions::SelectedSteps;
+use super::ignore_file::IgnoreFile;
 use super::inputs::{InputError, check_script, digest_file, examine};
 use super::kernel::{examine_files, examine_kernel};
 use super::lockfile::{LockFile, PinError};
@@ -95,10 +97,16 @@ pub async fn plan(
     // Hashing half a gigabyte takes a second; the host's programs are examined meanwhile.
     let inputs = spawn_blocking(move || {
         let base = examine_base(&located, &known);
-        examine_sources(&described, reach, &refused, base, &known)
+        let selected = match &base {
+            Ok(_) => SelectedSteps::for_base(&described, (&located.file, located.format.into())),
+            Err(_) => SelectedSteps::without_base(&described),
+        };
+        let (base, inputs) = examine_sources(&selected, reach, &refused, base, &known)?;
+        Ok::<_, Failure>((base, inputs, selected))
     });
     let (host, inputs) = tokio::join!(host, inputs);
-    let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
+    let ((base, warnings), inputs, selected) = inputs.expect("examining neither panics nor is cancelled")?;
+    let SelectedSteps { spec, skipped, .. } = selected;
     if let Err(error) = memo.save() {
         events.notice(NoticeLevel::Debug, format!("digests cannot be remembered: {error}"));
     }
@@ -118,10 +126,13 @@ pub async fn plan(
         seal_build: session::SEAL_BUILD.to_owned(),
         source_date_epoch,
     };
-    Plan::new(spec.clone(), &facts).or_else(|error| {
-        SourceErrors::check(&spec, reach.files, vec![SourceProblem::from(&error)])?;
-        Err(error.into())
-    })
+    match Plan::new(spec.clone(), &facts) {
+        Ok(plan) => Ok(plan.with_skipped(skipped)),
+        Err(error) => {
+            SourceErrors::check(&spec, reach.files, vec![SourceProblem::from(&error)])?;
+            Err(error.into())
+        }
+    }
 }
 
 /// Checks what a spec brings from this host, without its base image: its inputs, and the kernel that it names.
@@ -132,7 +143,8 @@ pub fn inputs(spec: &Spec, reach: ReachPolicy, memo: &DigestCache, events: &Even
     let refused = check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, reach, events);
     let kernel = spec.base.kernel.as_ref().map(|kernel| examine_files(kernel, memo)).transpose();
-    let (_, examined) = examine_sources(spec, reach, &refused, kernel.map_err(Failure::from), memo)?;
+    let selected = SelectedSteps::without_base(spec);
+    let (_, examined) = examine_sources(&selected, reach, &refused, kernel.map_err(Failure::from), memo)?;
     warn(&examined, events);
     Ok(())
 }
@@ -150,7 +162,8 @@ pub(crate) fn explain_missing_base(spec: &Spec, reach: ReachPolicy, failure: Fai
         return failure;
     }
     let Ok(refused) = path_policy::check_inputs(spec, reach.files, &bases.events) else { return failure };
-    match examine_sources::<Infallible>(spec, reach, &refused, Err(failure), &bases.memo) {
+    let selected = SelectedSteps::without_base(spec);
+    match examine_sources::<Infallible>(&selected, reach, &refused, Err(failure), &bases.memo) {
         Err(failure) => failure,
         Ok((never, _)) => match never {},
     }
@@ -158,7 +171,7 @@ pub(crate) fn explain_missing_base(spec: &Spec, reach: ReachPolicy, failure: Fai
 
 /// Examines the inputs as well, whatever the result for the base image, so that all errors are reported at once.
 fn examine_sources<T>(
-    spec: &Spec,
+    SelectedSteps { spec, errors, .. }: &SelectedSteps,
     reach: ReachPolicy,
     refused: &[RefusedPath],
     base: Result<T, Failure>,
@@ -167,8 +180,9 @@ fn examine_sources<T>(
     let inputs = examine_inputs(spec, refused, memo);
     let of_base = base.as_ref().err().map(SourceProblem::of_base);
     let of_inputs = inputs.errors.iter().map(SourceProblem::from);
-    let mut problems: Vec<_> =
-        of_base.into_iter().chain(refused.iter().map(SourceProblem::from)).chain(of_inputs).collect();
+    let of_conditions = errors.iter().map(SourceProblem::from);
+    let of_paths = refused.iter().map(SourceProblem::from);
+    let mut problems: Vec<_> = of_base.into_iter().chain(of_paths).chain(of_conditions).chain(of_inputs).collect();
     // Without other problems the plan can be made, and an image that is up to date needs no secrets.
     if !problems.is_empty() {
         problems.extend(secrets::find_errors(spec, refused).iter().map(SourceProblem::from));
@@ -314,6 +328,11 @@ pub(crate) struct ExaminedInputs {
 /// one input does not hide the others.
 pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &DigestCache) -> ExaminedInputs {
     let mut examined = ExaminedInputs::default();
+    let ignored = IgnoreFile::beside(spec).unwrap_or_else(|error| {
+        let first = spec.steps.iter().find(|step| matches!(step.action, Action::Copy(_)));
+        examined.errors.push(InputError::Ignore { line: first.map_or(0, |step| step.line), error });
+        IgnoreFile::default()
+    });
     for (index, step) in spec.steps.iter().enumerate() {
         if refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line)) {
             continue;
@@ -328,11 +347,6 @@ pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &Digest
         }
     }
     examined
-    let ignored = IgnoreFile::beside(spec).unwrap_or_else(|error| {
-        let first = spec.steps.iter().find(|step| matches!(step.action, Action::Copy(_)));
-        examined.errors.push(InputError::Ignore { line: first.map_or(0, |step| step.line), error });
-        IgnoreFile::default()
-    });
 }
 
 /// Returns the time in `SOURCE_DATE_EPOCH` (reproducible-builds.org/specs/source-date-epoch).

@@ -2,9 +2,10 @@
 
 pub mod agent_support;
 pub mod base;
+mod conditions;
 pub mod facts;
-pub mod inputs;
 pub(crate) mod ignore_file;
+pub mod inputs;
 mod kernel;
 pub(crate) mod kernel_error;
 pub mod lockfile;

@@ -13,6 +13,7 @@ use crate::specfile::{
     Action, BaseSource, SecretSource, Spec, SpecDocument, SpecError, SpecErrors, SpecFile, StepSpec, resolve_path,
 };
 
+use super::conditions::UnknownSystemError;
 use super::kernel_error::BaseKernelError;
 
 /// All errors in the base image and the inputs of a spec, or in its keys for them; never empty.
@@ -32,6 +33,8 @@ enum ProblemSubject {
     Path(PathOwner),
     /// A key of `[machine]`.
     MachineKey(&'static str),
+    /// The condition of the step on this line.
+    Condition(usize, String),
 }
 
 /// One problem with a base image or an input.
@@ -51,6 +54,13 @@ impl From<&PlanError> for SourceProblem {
             PlanError::NoCloudInit { .. } => "agent",
             PlanError::TooLarge { .. } | PlanError::DiskTooSmall { .. } | PlanError::Size(_) => "disk",
         });
+        Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }
+    }
+}
+
+impl From<&UnknownSystemError> for SourceProblem {
+    fn from(error: &UnknownSystemError) -> Self {
+        let subject = ProblemSubject::Condition(error.line, error.when.clone());
         Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }
     }
 }
@@ -102,6 +112,10 @@ impl SourceErrors {
 fn find_place(spec: &Spec, document: &SpecDocument, subject: &ProblemSubject) -> Option<Range<usize>> {
     let owner = match subject {
         ProblemSubject::MachineKey(key) => return document.find_value(spec.variant.as_deref(), ["machine", key]),
+        ProblemSubject::Condition(line, when) => {
+            let named = document.find_string(*line, |text| text == when);
+            return named.or_else(|| document.trimmed_line(*line));
+        }
         ProblemSubject::Path(owner) => owner,
     };
     match owner {

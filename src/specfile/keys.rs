@@ -13,6 +13,7 @@ use crate::url::Url;
 
 use super::arguments::argument;
 use super::compound_kinds::{CommandShape, DeclaredVariables, List, Map, OneOrMore, Variables};
+use super::condition::{Condition, ConditionShape};
 use super::document::SpannedValue;
 use super::network::{host_pattern, private_destination};
 use super::paths::{
@@ -204,7 +205,7 @@ table! {
         firmware: FirmwareKind = DefaultedKey(choice(FirmwareKind::ALL.map(|kind| (kind.name(), kind)), &[]), "'bios'"),
         /// How the guest of a build starts: `full` is firmware, boot loader, init and services; with `direct`, QEMU starts the
         /// kernel of the image and no service runs, which takes seconds. Tests always boot in full.
-        boot: BootMode = DefaultedKey(choice([("full", BootMode::Full), ("direct", BootMode::Direct)], &[]), "'full'"),
+        boot: BootMode = DefaultedKey(choice(BootMode::ALL.map(|mode| (mode.name(), mode)), &[]), "'full'"),
         /// What starts kiln's agent in a guest that boots in full: `cloud-init`, or with `planted` the init of the image, after
         /// a direct boot has put the agent on the disk; `auto` is `cloud-init` where that works in the image, else `planted`.
         agent: AgentChoice = DefaultedKey(choice(AgentChoice::ALL.map(|choice| (choice.name(), choice)), &[]), "'auto'"),
@@ -263,6 +264,8 @@ table! {
         name: Option<SpannedValue<String>> = Optional(title(MAX_TITLE)),
         /// How long the step may take; with `retry`, how long each try may take.
         timeout: Duration = DefaultedKey(duration(1..=WEEK), "'1h'"),
+        /// A condition on the variables, the machine and the base image; without it, the step is always part of a build.
+        when: Option<SpannedValue<Condition>> = Optional(ConditionShape),
         /// With `false`, this step and all later ones run in every build. A version whose inputs are unchanged is not
         /// built again without `--replace`.
         cache: bool = DefaultedKey(Boolean, "true"),
@@ -325,11 +328,11 @@ table! {
         owner: FileOwner = DefaultedKey(owner(), "'root:root'"),
         /// Permission bits of the files; by default, those of the source files.
         mode: Option<SpannedValue<u32>> = Optional(Mode),
+        /// Files and folders to leave out, in addition to what a `.kilnignore` beside the spec leaves out.
+        exclude: Vec<SpannedValue<IgnorePattern>> = DefaultedKey(List(ignore_pattern(), 1000), "[]"),
     }
 }
 
-        /// Files and folders to leave out, in addition to what a `.kilnignore` beside the spec leaves out.
-        exclude: Vec<SpannedValue<IgnorePattern>> = DefaultedKey(List(ignore_pattern(), 1000), "[]"),
 table! {
     /// A small file with content from the spec.
     WriteFile {

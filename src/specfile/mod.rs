@@ -22,6 +22,7 @@ use crate::url::Url;
 mod arguments;
 mod complaint;
 mod compound_kinds;
+mod condition;
 mod document;
 mod format;
 pub mod hardcoded_secrets;
@@ -48,6 +49,7 @@ mod value_kinds;
 mod variants;
 
 pub use complaint::{LoadError, SpecError, SpecErrors};
+pub use condition::{BaseSystem, Condition, UnknownSystem};
 pub use document::{Position, SpecDocument};
 pub use format::{Compression, DiskFormat, OutputFormat};
 pub use network::{HostPattern, NetworkAccess, PrivateDestination};
@@ -260,6 +262,20 @@ pub enum BootMode {
     Direct,
 }
 
+impl BootMode {
+    /// All modes.
+    pub const ALL: [Self; 2] = [Self::Full, Self::Direct];
+
+    /// Returns the name in specs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            BootMode::Full => "full",
+            BootMode::Direct => "direct",
+        }
+    }
+}
+
 /// What starts kiln's agent in a guest that boots in full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AgentChoice {
@@ -364,6 +380,8 @@ pub struct StepSpec {
     pub timeout: Duration,
     /// How often the step is tried again if it fails; 0 for actions other than commands.
     pub retries: u8,
+    /// The condition under which the step is part of a build; always, where there is none.
+    pub when: Option<Condition>,
     /// Whether the step may come from the cache; with `false` it always runs, and so does everything after it.
     pub cache: bool,
     /// Line of the spec file on which the step begins, from 1.
@@ -449,6 +467,8 @@ pub struct Copy {
     pub owner: FileOwner,
     /// Permission bits of regular files; the source's own where `None`.
     pub mode: Option<u32>,
+    /// Patterns of what is left out, relative to the copied folder.
+    pub exclude: IgnoreRules,
 }
 
 /// A command of a `run` step or a test.
@@ -467,8 +487,6 @@ pub struct Context {
     /// Additional environment variables.
     pub env: BTreeMap<String, String>,
     /// Name of the user in the guest.
-    /// Patterns of what is left out, relative to the copied folder.
-    pub exclude: IgnoreRules,
     pub user: String,
     /// Working directory in the guest, absolute.
     pub dir: String,

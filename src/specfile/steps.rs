@@ -51,7 +51,8 @@ pub(super) fn steps(raw: Vec<SpannedValue<ChosenVariant<keys::Step, Verb>>>, aro
         let Some((action, default_name)) = action(verb, &mut fetched, around) else { continue };
         let name = common.name.map_or_else(|| unique(&default_name, &mut taken), |name| name.value);
         let line = around.reader.document.line(span.start);
-        steps.push(StepSpec { name, action, timeout: common.timeout, retries, cache: common.cache, line });
+        let when = common.when.map(|when| when.value);
+        steps.push(StepSpec { name, action, timeout: common.timeout, retries, when, cache: common.cache, line });
     }
     steps
 }
@@ -130,8 +131,8 @@ fn copy(raw: keys::CopyIn, around: &mut StepScope) -> Option<(Action, String)> {
         into: to.slash,
         owner: raw.owner,
         mode: raw.mode.map(|mode| mode.value),
-    };
         exclude: raw.exclude.into_iter().map(|pattern| pattern.value).collect(),
+    };
     Some((Action::Copy(copy), name))
 }
 
