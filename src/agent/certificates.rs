@@ -124,21 +124,21 @@ impl Covers {
             let Ok(found) = fs::metadata(path) else { continue };
             let id = (found.dev(), found.ino());
             if found.is_file() && !self.covers.iter().any(|cover| cover.id == id) {
-                self.cover(original_path(&fs::canonicalize(path)?))?;
+                self.cover(&original_path(&fs::canonicalize(path)?))?;
             }
         }
         Ok(())
     }
 
-    fn cover(&mut self, bundle: PathBuf) -> io::Result<()> {
+    fn cover(&mut self, bundle: &Path) -> io::Result<()> {
         if let Some(earlier) = self.covers.iter().position(|cover| cover.bundle == bundle) {
             self.covers.swap_remove(earlier).remove(&self.authority)?;
         }
-        restore_name(&bundle)?;
-        let mount_point = set_aside(&bundle).unwrap_or_else(|_| bundle.clone());
-        let covered = self.mount_over(&bundle, &mount_point);
+        restore_name(bundle)?;
+        let mount_point = set_aside(bundle).unwrap_or_else(|_| bundle.to_owned());
+        let covered = self.mount_over(bundle, &mount_point);
         if covered.is_err() {
-            restore_name(&bundle)?;
+            restore_name(bundle)?;
         }
         covered
     }

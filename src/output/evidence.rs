@@ -114,9 +114,7 @@ fn uuid_of(sha256: &str) -> String {
 mod tests {
     use super::*;
     use crate::digest::Sha256Digest;
-    use crate::store::manifest::{
-        ListedContents, ManifestKernel, ManifestOs, StoredFile, tests::sample,
-    };
+    use crate::store::manifest::{ListedContents, ManifestKernel, ManifestOs, StoredFile, tests::sample};
 
     fn package(name: &str, version: &str, arch: &str) -> ManifestPackage {
         ManifestPackage { name: name.into(), version: version.into(), arch: arch.into(), kind: None }
