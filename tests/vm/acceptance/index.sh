@@ -1,3 +1,4 @@
+#!/bin/sh
 # Makes what the server serves, in the working directory: index.sh PORT.
 set -eu
 origin=https://127.0.0.2:$1
@@ -46,3 +47,5 @@ git -C web -c protocol.file.allow=always submodule --quiet add "$PWD/site/lib.gi
 git -C web config -f .gitmodules submodule.lib.url "$origin/lib.git"
 git -C web commit -q -a -m submodule
 git clone -q --bare web site/web.git
+# It takes what is pushed: only kiln refuses that.
+git -C site/web.git config http.receivepack true
