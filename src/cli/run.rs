@@ -161,11 +161,7 @@ pub(super) async fn run(args: RunArgs, context: CommandContext<'_>) -> Result<u8
     if let Some(reason) = accel_reason {
         events.notice(NoticeLevel::Info, format!("software emulation (tcg): {reason}"));
     }
-    for forward in forwards.iter().filter(|forward| !is_ssh(&args, forward)) {
-        let PortForward { address, host, guest, protocol } = forward;
-        let name = protocol.name();
-        events.notice(NoticeLevel::Info, format!("{address}:{host} leads to port {guest}/{name} of the guest"));
-    }
+    tell_about_ports(&args, &forwards, &events);
     let record = describe_machine(&artifact, &forwards, access.as_ref(), &mode);
     clone.folder().write(&record)?;
     match (mode, access) {
@@ -260,6 +256,15 @@ async fn tell_about_login(
     let facts = LoginFacts { command, has_keys, user, obstacle, image: &args.image };
     for (level, sentence) in describe_login(&facts) {
         events.notice(level, sentence);
+    }
+}
+
+/// Emits a notice about each port that the user has asked for, also for those that kiln has chosen.
+fn tell_about_ports(args: &RunArgs, forwards: &[PortForward], events: &Events) {
+    for forward in forwards.iter().filter(|forward| !is_ssh(args, forward)) {
+        let PortForward { address, host, guest, protocol } = forward;
+        let name = protocol.name();
+        events.notice(NoticeLevel::Info, format!("{address}:{host} leads to port {guest}/{name} of the guest"));
     }
 }
 

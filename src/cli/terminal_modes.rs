@@ -23,16 +23,26 @@ const RESTORE_TITLE: &str = "\x1b[23;0t";
 /// Resets colours, attributes, protection and links; character sets and UTF-8; eight-bit controls; insert, keyboard lock,
 /// local echo, newline mode.
 const ATTRIBUTES: &str =
-    "\x1b[m\x1b[0\"q\x1b]8;;\x1b\\\x1b(B\x1b)B\x1b*B\x1b+B\x0f\x1b%G\x1b F\x1b[4l\x1b[2l\x1b[12h\x1b[20l";
+    concat!("\x1b[m\x1b[0\"q\x1b]8;;\x1b\\", "\x1b(B\x1b)B\x1b*B\x1b+B\x0f\x1b%G\x1b F\x1b[4l\x1b[2l\x1b[12h\x1b[20l",);
 /// Resets cursor keys, keypad and backarrow key; smooth scrolling, reverse video, autowrap, auto-repeat, changes of the
 /// width, reverse wrap, left and right margins, scrolling of graphics; makes the cursor visible, in its usual form; turns the
 /// lights of the keyboard off.
-const DISPLAY: &str = "\x1b[?1l\x1b>\x1b[?66;67l\x1b[?4l\x1b[?5l\x1b[?7h\x1b[?8h\x1b[?40l\x1b[?45l\x1b[?69l\x1b[?80l\x1b[?25h\x1b[0 q\x1b[0q";
+const DISPLAY: &str = concat!(
+    "\x1b[?1l\x1b>\x1b[?66;67l\x1b[?4l\x1b[?5l\x1b[?7h\x1b[?8h",
+    "\x1b[?40l\x1b[?45l\x1b[?69l\x1b[?80l\x1b[?25h\x1b[0 q\x1b[0q",
+);
 /// Turns off reports of every kind: of the mouse and DEC's locator, of the focus, the colour scheme and the size, and
 /// bracketed paste; resets the encoding of keys (xterm's `modifyCursorKeys` and its kin, kitty's stack, Windows' records).
-const REPORTS: &str = "\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016l\x1b[0'z\x1b[?2004l\x1b[?2031l\x1b[?2048l\x1b[?9001l\x1b[>1m\x1b[>2m\x1b[>4m\x1b[<99u";
+const REPORTS: &str = concat!(
+    "\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016l",
+    "\x1b[0'z\x1b[?2004l\x1b[?2031l\x1b[?2048l\x1b[?9001l",
+    "\x1b[>1m\x1b[>2m\x1b[>4m\x1b[<99u",
+);
 /// Resets the palette, the colours of text, background, cursor, pointer and selection, and the form of the pointer.
-const COLOURS: &str = "\x1b]104\x1b\\\x1b]105\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\\x1b]113\x1b\\\x1b]114\x1b\\\x1b]117\x1b\\\x1b]119\x1b\\\x1b]22;\x1b\\";
+const COLOURS: &str = concat!(
+    "\x1b]104\x1b\\\x1b]105\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\",
+    "\x1b]112\x1b\\\x1b]113\x1b\\\x1b]114\x1b\\\x1b]117\x1b\\\x1b]119\x1b\\\x1b]22;\x1b\\",
+);
 /// Leaves the alternate screen. That goes to the saved position of the cursor, even where the screen is not in use, so the
 /// position of this screen is saved first.
 const LEAVE_ALTERNATE: &str = "\x1b7\x1b[?1049l";

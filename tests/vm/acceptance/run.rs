@@ -61,8 +61,8 @@ fn wait_for<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
 }
 
 fn port_to(machine: &Value, guest: &str) -> u16 {
-    let ports = machine["ports"].as_array().unwrap().iter().map(|port| port.as_str().unwrap());
-    let port = ports.filter_map(|port| port.strip_suffix(&format!("->{guest}/tcp"))).next().unwrap();
+    let mut ports = machine["ports"].as_array().unwrap().iter().map(|port| port.as_str().unwrap());
+    let port = ports.find_map(|port| port.strip_suffix(&format!("->{guest}/tcp"))).unwrap();
     port.rsplit(':').next().unwrap().parse().unwrap()
 }
 
