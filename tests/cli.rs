@@ -10,12 +10,15 @@ use std::process::{Command, Stdio};
 use support::redact::redact;
 use support::{Ended, Kiln, Place};
 
-const VERBS: [&str; 20] = [
+const VERBS: [&str; 23] = [
     "build",
     "check",
     "plan",
     "shell",
     "run",
+    "ps",
+    "stop",
+    "logs",
     "list",
     "inspect",
     "verify",
@@ -52,7 +55,7 @@ fn every_verb_explains_itself() {
         let ended = kiln([verb, "--help"]).stdout_has("Usage: kiln").run();
         assert_eq!(ended.stderr, "", "help is a result");
     }
-    for verb in ["build", "check", "plan", "run", "inspect", "init", "completions"] {
+    for verb in ["build", "check", "plan", "run", "ps", "stop", "logs", "inspect", "init", "completions"] {
         kiln([verb, "--help"]).stdout_has("Example:\n  kiln ").run();
     }
 }
@@ -497,9 +500,10 @@ fn help_is_wrapped_once_and_shows_the_commands_own_options_first() {
 #[test]
 fn a_run_without_a_key_says_that_nobody_can_log_in() {
     let built = published();
-    built.then(["run", "web"]).stderr_has("nobody can log in").stderr_has("ssh-keygen").run();
-    let key = built.then(["run", "web", "--ssh", "2222"]).file("home/.ssh/id.pub", "ssh-ed25519 AAAA me@here\n");
-    key.stderr_has("ssh -p 2222 ").run();
+    built.then(["run", "web"]).stderr_has("nobody can log in").stderr_has("`kiln run web --ssh` makes a key").run();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let key = built.then(["run", "web", "--ssh", &port]).file("home/.ssh/id.pub", "ssh-ed25519 AAAA me@here\n");
+    key.stderr_has(format!("ssh -F none -p {port} ")).stderr_has("USER@127.0.0.1").run();
 }
 
 #[test]

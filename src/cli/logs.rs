@@ -27,7 +27,7 @@ const LONGEST_LINE: usize = 64 << 10;
 
 /// Arguments of `kiln logs`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln logs web@1.4.0\n  kiln logs web.toml\n  kiln logs -f web-1\n\n\
+#[command(after_help = "Example:\n  kiln logs web@1.4.0\n  kiln logs web.toml\n  kiln logs -f web-1\n\n\
         Of an image, the log of its build is printed; of a spec, that of its last failed build, or else of its \
         version in the store; of a running machine, its console. Characters that a terminal acts upon are escaped.")]
 pub struct LogsArgs {

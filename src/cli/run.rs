@@ -50,7 +50,7 @@ const CONSOLE_LINES: usize = 20;
 
 /// Arguments of `kiln run`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln run web -p 8080:80\n  kiln run web --ssh\n  \
+#[command(after_help = "Example:\n  kiln run web -p 8080:80\n  kiln run web --ssh\n  \
         kiln run web -p 80 --ssh --detach; kiln ps; kiln stop web-1\n\n\
         With its console on this terminal, Ctrl-A X ends the machine and Ctrl-A H lists the other keys. Nothing of \
         the clone is kept, except what it writes to the files of --disk.")]

@@ -13,7 +13,7 @@ use crate::size::{format_duration, parse_duration};
 
 /// Arguments of `kiln stop`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln stop web-1\n  kiln stop --all --now\n\n\
+#[command(after_help = "Example:\n  kiln stop web-1\n  kiln stop --all --now\n\n\
         A detached machine is asked to power off, as by its power button, and is killed if it does not in time. A \
         machine on a terminal is ended at once.")]
 pub struct StopArgs {
