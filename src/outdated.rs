@@ -18,9 +18,14 @@ use crate::store::manifest::ManifestBase;
 use crate::store::{Reference, StoreListing, Summary};
 use crate::url::Url;
 
+mod online;
 mod specs;
 
+pub use online::add_changed_indices;
 pub use specs::of_specs;
+
+/// The number of URLs that a reason names as text.
+const NAMED_URLS: usize = 3;
 
 /// The reason why an image should be built again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -71,6 +76,13 @@ pub enum OutdatedReason {
     InputsChanged {
         /// The changes.
         what: Vec<ChangedInput>,
+    },
+    /// Indices that the steps downloaded have changed at their server since they were recorded, or are gone.
+    IndicesChanged {
+        /// The host of the server.
+        host: String,
+        /// The URLs of the indices.
+        urls: Vec<String>,
     },
     /// There is a spec of the image, and no such version.
     NotBuilt,
@@ -224,6 +236,12 @@ impl fmt::Display for OutdatedReason {
             OutdatedReason::FileChanged { file } => write!(f, "its base image has changed: {file}"),
             OutdatedReason::FileGone { file } => write!(f, "its base image is gone: {file}"),
             OutdatedReason::InputsChanged { what } => write!(f, "changed: {}", list_inputs(what)),
+            OutdatedReason::IndicesChanged { host, urls } => {
+                let named = urls.iter().take(NAMED_URLS).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let rest = urls.len().saturating_sub(NAMED_URLS);
+                let more = if rest == 0 { String::new() } else { format!(" and {rest} more") };
+                write!(f, "indices of {host} have changed since they were recorded: {named}{more}")
+            }
             OutdatedReason::NotBuilt => f.write_str("not built yet"),
         }
     }

@@ -3,6 +3,10 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use support::{Ended, Kiln};
 
@@ -168,4 +172,74 @@ fn the_newest_are_kept_with_what_they_need() {
     built.then(["gc", "--keep", "0"]).fails(2).run();
     built.then(["gc", "web"]).fails(2).stderr_has("--keep").run();
     built.then(["gc", "--keep", "1", "wbe"]).fails(8).stderr_has("did you mean `web`?").run();
+}
+
+/// Starts a server that answers each request with the head that belongs to its path, and returns its port and the requests.
+fn index_server() -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&requests);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let head: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let request = head[0].trim_end_matches(" HTTP/1.1").to_owned();
+            let (status, headers) = match request.split('/').next_back() {
+                Some("same") => (200, "ETag: \"old\"\r\n"),
+                Some("changed") => (200, "ETag: \"new\"\r\n"),
+                Some("silent") => (200, ""),
+                _ => (404, ""),
+            };
+            seen.lock().unwrap().push(request);
+            let _ = write!(stream, "HTTP/1.1 {status} X\r\n{headers}Content-Length: 9\r\nConnection: close\r\n\r\n");
+        }
+    });
+    (port, requests)
+}
+
+#[test]
+fn n29_indices_that_have_changed_upstream_are_listed_if_servers_may_be_asked() {
+    let (port, requests) = index_server();
+    let unreachable = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let line = |host: String, path: &str| {
+        let sha256 = "0".repeat(64);
+        format!(
+            "{{ url = 'http://{host}/{path}', sha256 = '{sha256}', bytes = 9, headers = {{ etag = '\"old\"' }}, steps = ['a'] }},"
+        )
+    };
+    let paths = ["same", "changed", "gone", "silent", "a_1.deb"];
+    let mut lines: Vec<String> = paths.iter().map(|path| line(format!("127.0.0.1:{port}"), path)).collect();
+    lines.extend(["same", "other"].map(|path| line(format!("localhost:{unreachable}"), path)));
+    lines.push(line(format!("127.0.0.2:{port}"), "changed"));
+    let lock = format!(
+        "schema = 1\n[[network]]\nspec = 'kiln.toml'\nrecorded = '2026-01-01T00:00:00Z'\ndownloads = [\n{}\n]\n",
+        lines.join("\n")
+    );
+    let spec = "[network]\nallow = ['127.0.0.1', 'localhost']\n[[step]]\nname = 'a'\nrun = 'true'";
+    let kiln = Kiln::new().machine("network = 'locked'").spec(spec).file("kiln.lock", lock);
+    let place = Arc::clone(kiln.place());
+    for args in [&["outdated", "."][..], &["outdated", ".", "--offline"], &["outdated", ".", "--json"]] {
+        let quiet = place.kiln().args(args).run();
+        assert!(!quiet.stdout.contains("indices"), "{}", quiet.stdout);
+    }
+    place.kiln().args(["outdated", "--online"]).fails(2).run();
+    place.kiln().args(["outdated", ".", "--online", "--offline"]).fails(2).run();
+    assert_eq!(*requests.lock().unwrap(), [""; 0], "nothing is asked without --online");
+
+    let asked = place.kiln().args(["outdated", ".", "--online", "--json"]).run();
+    let listed = json(&asked.stdout);
+    let reason = &listed[0]["reasons"][1];
+    let [changed, gone] = ["changed", "gone"].map(|path| format!("http://127.0.0.1:{port}/{path}"));
+    assert_eq!(reason["reason"], "indices-changed");
+    assert_eq!(reason["host"], "127.0.0.1");
+    assert_eq!(reason["urls"], serde_json::json!([changed, gone]));
+    assert_eq!(listed[0]["reasons"].as_array().unwrap().len(), 2);
+    assert_eq!(asked.stderr.matches("cannot ask whether the indices of localhost have changed").count(), 1);
+    assert!(asked.stderr.contains("cannot compare 1 recorded indices"), "{}", asked.stderr);
+    // Neither packages nor hosts that the spec does not allow.
+    let expected = ["changed", "gone", "same", "silent"].map(|path| format!("HEAD /{path}"));
+    assert_eq!(*requests.lock().unwrap(), expected);
+    let text = format!("indices of 127.0.0.1 have changed since they were recorded: {changed}, {gone}");
+    place.kiln().args(["outdated", ".", "--online"]).stdout_has(text).run();
 }

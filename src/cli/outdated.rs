@@ -22,7 +22,8 @@ use super::{CommandContext, print, print_json, specs};
 #[command(after_help = "Examples:\n  kiln outdated\n  kiln outdated images --exit-code || kiln build images\n\n\
         Checks the newest version of each image and all tagged versions: whether the image or file that they \
         were built from has changed, or should itself be rebuilt. With specs, also checks whether the specs or \
-        the inputs of their steps have changed. Downloads nothing.")]
+        the inputs of their steps have changed. Downloads nothing. With --online, also asks servers whether the \
+        indices in kiln.lock have changed, such as those of package archives.")]
 pub struct OutdatedArgs {
     /// Also compare with these specs: spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(value_name = "SPEC")]
@@ -30,6 +31,12 @@ pub struct OutdatedArgs {
     /// Options for reading specs.
     #[command(flatten)]
     pub reading: SpecArgs,
+    /// Ask servers whether the recorded indices of specs with a locked network have changed
+    #[arg(long, requires = "specs")]
+    pub online: bool,
+    /// Do not ask servers; this is the default
+    #[arg(long, conflicts_with = "online")]
+    pub offline: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -60,7 +67,10 @@ pub(super) async fn run(
             events.notice(NoticeLevel::Info, text);
         }
     }
-    let of_specs = outdated::of_specs(&graph, &bases, args.reading.reach()).await?;
+    let mut of_specs = outdated::of_specs(&graph, &bases, args.reading.reach()).await?;
+    if args.online {
+        outdated::add_changed_indices(&mut of_specs, &graph, &bases).await?;
+    }
     let found = outdated::merged(outdated::in_store(&listing, &files), of_specs);
     // The digests that were computed here are kept for the next command.
     let _ = bases.memo.save();

@@ -33,11 +33,13 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+mod upstream;
 
 use authority::{Authority, AuthorityError};
 use policy::HostPolicy;
 use recorder::Recorder;
 pub use recorder::{StepTraffic, UnansweredError};
+pub use upstream::{IndexState, UpstreamCheck};
 
 /// The size limit of one body.
 const LARGEST_BODY: ByteSize = ByteSize::gib(8);

@@ -240,7 +240,10 @@ fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Ve
 }
 
 /// Returns what `kiln.lock` records for a spec with a locked network.
-fn recorded_network(spec: &Spec) -> Result<Option<NetworkRecord>, PinError> {
+///
+/// # Errors
+/// When the lock file cannot be read.
+pub(crate) fn recorded_network(spec: &Spec) -> Result<Option<NetworkRecord>, PinError> {
     match spec.machine.network {
         NetworkBackend::Locked => Ok(LockFile::beside(spec)?.network(spec)),
         NetworkBackend::None | NetworkBackend::User => Ok(None),
