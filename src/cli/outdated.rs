@@ -24,6 +24,7 @@ use super::{CommandContext, print, print_json, specs};
         were built from has changed, or should itself be rebuilt. With specs, also checks whether the specs or \
         the inputs of their steps have changed. Downloads nothing. With --online, also asks servers whether the \
         indices in kiln.lock have changed, such as those of package archives.")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 pub struct OutdatedArgs {
     /// Also compare with these specs: spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(value_name = "SPEC")]
