@@ -322,6 +322,7 @@ fn trim_spaces(line: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::fs;
     use std::path::Path;
     use std::process::{Command, Stdio};
@@ -470,7 +471,7 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         make_tree(tree.path());
         let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
-        let matched = std::cell::Cell::new(0);
+        let matched = Cell::new(0);
         let compare = |patterns: Vec<String>| {
             let patterns: Vec<String> = patterns.into_iter().filter(|pattern| is_documented(pattern)).collect();
             let text = patterns.join("\n");
@@ -486,12 +487,11 @@ mod tests {
         };
         let mut runner = proptest::test_runner::TestRunner::new(config);
         let patterns = prop::collection::vec(pattern(), 1..4);
-        runner
-            .run(&patterns, |patterns| {
-                compare(patterns);
-                Ok(())
-            })
-            .unwrap();
+        let run = runner.run(&patterns, |patterns| {
+            compare(patterns);
+            Ok(())
+        });
+        run.unwrap();
         assert!(matched.get() > 300, "the patterns match too little to compare: {}", matched.get());
     }
 }

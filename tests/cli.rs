@@ -477,8 +477,8 @@ fn a_folder_that_wins_over_an_image_is_named() {
 
 #[test]
 fn a_usage_line_names_what_is_typed_and_not_the_environment() {
-    let usage = kiln(["build"]).fails(2).run();
-    assert!(usage.stderr.contains("Usage: kiln build") && !usage.stderr.contains("--store"), "{}", usage.stderr);
+    let usage = kiln(["shell"]).fails(2).run();
+    assert!(usage.stderr.contains("Usage: kiln shell") && !usage.stderr.contains("--store"), "{}", usage.stderr);
     kiln(["export", "web", "--external", "-o", "x"]).fails(2).stderr_has("cannot be used with").run();
 }
 
@@ -534,5 +534,28 @@ fn a_command_without_a_spec_and_without_a_kiln_toml_is_a_usage_error() {
     for command in WITHOUT_SPEC {
         let ended = Kiln::new().file("sub/kiln.toml", "").args(command).fails(2).stderr_has("no SPEC is named").run();
         assert!(ended.stderr.contains("kiln.toml") && ended.errors() == 1, "{command:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn checks_plans_and_builds_that_are_up_to_date_need_no_qemu_on_the_path() {
+    let built = Kiln::new().spec("[[step]]\nrun = 'echo hello'").build().run();
+    fs::create_dir(built.place().join("empty")).expect("made");
+    let without = |args: &[&str]| {
+        let kiln = built.then(args).without_env("KILN_QEMU");
+        kiln.env("PATH", built.place().join("empty"))
+    };
+    for args in [&["check", "."][..], &["plan", "."], &["plan", ".", "--json"], &["build", "."], &["lock", "."]] {
+        without(args).run();
+    }
+    without(&["build", ".", "--version", "2"]).fails(4).stderr_has("qemu-system-x86_64").run();
+    // What a spec asks of the machine is not looked for in a QEMU that is not there.
+    for settings in
+        ["firmware = 'uefi'", "network = 'locked'", "network = 'user'", "boot = 'direct'", "agent = 'planted'"]
+    {
+        let text = format!("[image]\nname = 'm'\nversion = '1'\n[base]\nfile = 'base.qcow2'\n[machine]\n{settings}\n");
+        fs::write(built.place().join("machine.toml"), text).expect("written");
+        without(&["check", "machine.toml"]).run();
+        without(&["plan", "machine.toml"]).stdout_has("note     this host has no QEMU").run();
     }
 }

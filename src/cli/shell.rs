@@ -89,14 +89,16 @@ pub(super) async fn run(args: ShellArgs, context: CommandContext<'_>) -> Result<
     let reach = args.reading.reach();
     let spec = Spec::load(Path::new(&args.target), reach.files, &args.reading.overrides(None))?;
     allowed_variables(&args.reading)?.check(&spec)?;
-    let steps = match (&args.at, &args.after) {
-        (Some(step), _) => find(&spec.steps, step)?,
-        (None, Some(step)) => find(&spec.steps, step)? + 1,
-        (None, None) => spec.steps.len(),
-    };
     let around = super::build::surroundings(&context, args.sources, events)?;
     let bases = context.bases(args.sources, reach.files, &around.events)?;
     let (plan, _held) = scheduler::plan(spec, &bases, reach).await?;
+    // Steps are numbered without those that are skipped.
+    let planned = &plan.spec.steps;
+    let steps = match (&args.at, &args.after) {
+        (Some(step), _) => find(planned, step)?,
+        (None, Some(step)) => find(planned, step)? + 1,
+        (None, None) => planned.len(),
+    };
     shell::shell(&plan, steps, &around).await
 }
 
