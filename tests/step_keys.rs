@@ -197,3 +197,33 @@ fn packages_ask_no_questions_unless_the_spec_lets_them() {
     let script = Kiln::new().file("s.sh", "#!/bin/sh\nenv DEBIAN_FRONTEND\n").spec("[[step]]\nscript = 's.sh'");
     script.build().stderr_has("| noninteractive").run();
 }
+
+#[test]
+fn a_step_gets_the_variables_of_the_host_that_the_user_allows() {
+    let spec = "[[step]]\nrun = 'env BUILD'\nenv-from-host = ['BUILD']\n[[step]]\nrun = 'echo other'";
+    let kiln = Kiln::new().spec(spec);
+    let place = std::sync::Arc::clone(kiln.place());
+    let with = |value: &str| place.kiln().env("BUILD", value);
+    let refused = with("77").args(["check", "."]).fails(3).stderr_has("kiln.toml:10:18");
+    refused.stderr_has("BUILD must not be read by specs").stderr_has("--host-env BUILD").run();
+    let secret = with("77").args(["check", ".", "--secret-env", "BUILD"]);
+    secret.fails(3).stderr_has("must not be read by specs").run();
+    let unset = place.kiln().args(["check", ".", "--host-env", "BUILD"]).fails(3);
+    unset.stderr_has("kiln.toml:10:18").stderr_has("BUILD is not set").run();
+    with("77").build().args(["--host-env", "BUILD"]).stderr_has("| 77").run();
+    let configured = with("77").file("home/.config/kiln/config.toml", "host-env = ['BUILD']\n");
+    configured.build().stderr_has("up to date").run();
+    assert_ne!(first_key(with("77")), first_key(with("78")), "the value is in the key");
+}
+
+#[test]
+fn a_variable_of_the_host_that_looks_like_a_secret_is_warned_of() {
+    let spec = "[[step]]\nrun = 'true'\nenv-from-host = ['NPM_TOKEN', 'BUILD_URL']";
+    let kiln = Kiln::new().spec(spec).env("NPM_TOKEN", "x").env("BUILD_URL", "y");
+    let args = ["check", ".", "--host-env", "NPM_TOKEN", "--host-env", "BUILD_URL"];
+    let ended = kiln.args(args).stderr_has("NPM_TOKEN of `env-from-host` looks like a secret").run();
+    assert!(!ended.stderr.contains("BUILD_URL") && ended.stderr.contains("[secrets]"), "{}", ended.stderr);
+    let ended =
+        Kiln::new().spec(&spec.replace("'true'", "'true'\nwhen = \"machine.boot == 'direct'\"")).args(args).run();
+    assert!(ended.stderr.contains("ok"), "a skipped step needs no variable: {}", ended.stderr);
+}

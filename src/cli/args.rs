@@ -51,6 +51,10 @@ pub struct SpecArgs {
     /// repeated
     #[arg(long = "secret-env", value_name = "NAME")]
     pub secret_env: Vec<String>,
+    /// Allow steps to take this environment variable of the host with `env-from-host`, in addition to those of the
+    /// configuration file; may be repeated
+    #[arg(long = "host-env", value_name = "NAME")]
+    pub host_env: Vec<String>,
 }
 
 /// Options for where base images may come from.

@@ -21,6 +21,8 @@ const LARGEST: u64 = 1 << 20;
 pub(super) struct Configuration {
     /// Environment variables that specs may take as secrets.
     secret_env: Vec<String>,
+    /// Environment variables that steps may take with `env-from-host`.
+    host_env: Vec<String>,
 }
 
 /// An error in the configuration file.
@@ -60,10 +62,13 @@ impl Configuration {
     }
 }
 
-/// Returns the environment variables that specs may take: those of the command line and those of the configuration.
+/// Returns the environment variables that specs may read: those of the command line and those of the configuration.
 pub(super) fn allowed_variables(reading: &SpecArgs) -> Result<AllowedVariables, Failure> {
-    let configured = Configuration::load()?.secret_env;
-    Ok(reading.secret_env.iter().cloned().chain(configured).collect())
+    let Configuration { secret_env, host_env } = Configuration::load()?;
+    Ok(AllowedVariables {
+        secrets: reading.secret_env.iter().cloned().chain(secret_env).collect(),
+        plain: reading.host_env.iter().cloned().chain(host_env).collect(),
+    })
 }
 
 /// Reads a regular file of at most [`LARGEST`] bytes.
@@ -87,6 +92,7 @@ mod tests {
     fn a_configuration_names_variables_and_nothing_unknown() {
         assert_eq!(parse("").unwrap(), Configuration::default());
         assert_eq!(parse("secret-env = ['A', 'B']").unwrap().secret_env, ["A", "B"]);
+        assert_eq!(parse("host-env = ['A']").unwrap().host_env, ["A"]);
         for (text, said) in [
             ("\nsecret-envs = []", "config.toml:2: unknown field `secret-envs`"),
             ("# one\n\nsecret-env = 'A'", "config.toml:3: invalid type: string"),

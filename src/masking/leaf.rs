@@ -51,6 +51,11 @@ impl KeyMeaning {
     }
 }
 
+/// Returns whether a name is that of a secret, such as `NPM_TOKEN` or `dbPassword`.
+pub(crate) fn is_secret_name(name: &str) -> bool {
+    KeyMeaning::new(name) == KeyMeaning::Secret
+}
+
 /// Returns the words of a name, such as `db`, `user` of `DB_USER` and of `dbUser`, in small letters.
 fn words(key: &str) -> Vec<String> {
     let mut words = vec![String::new()];

@@ -23,6 +23,7 @@ use forms::common_forms;
 use parts::pieces;
 
 pub use forms::{WrittenForm, written_forms};
+pub(crate) use leaf::is_secret_name;
 pub(crate) use parts::{SecretParts, pieces_of_unit};
 
 /// The replacement of a secret.

@@ -1,4 +1,5 @@
-//! Decides which steps of a spec are part of its build: those whose conditions hold for its base image.
+//! Decides which steps of a spec are part of its build: those whose conditions hold for its base image. These get the variables
+//! of the host that they ask for.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,8 @@ use crate::disk::tree::Tree;
 use crate::error::{Fault, Kind};
 use crate::plan::SkippedStep;
 use crate::specfile::{BaseSystem, Condition, DiskFormat, Spec, UnknownSystem};
+
+use super::host_variables::{self, HostVariableError};
 
 /// The system of a base image cannot be told, and a step has a condition about it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -37,6 +40,8 @@ pub(crate) struct SelectedSteps {
     pub(crate) skipped: Vec<SkippedStep>,
     /// The conditions that cannot be evaluated; their steps are kept.
     pub(crate) errors: Vec<UnknownSystemError>,
+    /// The variables of the host that the steps do not get.
+    pub(crate) variables: Vec<HostVariableError>,
 }
 
 impl SelectedSteps {
@@ -83,7 +88,9 @@ fn select(spec: &Spec, system: Option<&BaseSystem>) -> SelectedSteps {
             }
         }
     }
-    SelectedSteps { spec: Spec { steps, ..spec.clone() }, skipped, errors }
+    let mut spec = Spec { steps, ..spec.clone() };
+    let variables = host_variables::resolve(&mut spec);
+    SelectedSteps { spec, skipped, errors, variables }
 }
 
 /// Reads the system of an image from its disk, or returns the reason why that is not possible.

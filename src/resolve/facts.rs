@@ -32,7 +32,7 @@ use super::kernel::{examine_files, examine_kernel};
 use super::lockfile::{LockFile, PinError};
 use super::path_policy::{self, ReachError, ReachPolicy, RefusedPath};
 use super::source_errors::{SourceErrors, SourceProblem};
-use super::{agent_support, secrets};
+use super::{agent_support, host_variables, secrets};
 
 /// The reason why the facts for a plan cannot be gathered.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +171,7 @@ pub(crate) fn explain_missing_base(spec: &Spec, reach: ReachPolicy, failure: Fai
 
 /// Examines the inputs as well, whatever the result for the base image, so that all errors are reported at once.
 fn examine_sources<T>(
-    SelectedSteps { spec, errors, .. }: &SelectedSteps,
+    SelectedSteps { spec, errors, variables, .. }: &SelectedSteps,
     reach: ReachPolicy,
     refused: &[RefusedPath],
     base: Result<T, Failure>,
@@ -183,6 +183,7 @@ fn examine_sources<T>(
     let of_conditions = errors.iter().map(SourceProblem::from);
     let of_paths = refused.iter().map(SourceProblem::from);
     let mut problems: Vec<_> = of_base.into_iter().chain(of_paths).chain(of_conditions).chain(of_inputs).collect();
+    problems.extend(variables.iter().map(SourceProblem::from));
     // Without other problems the plan can be made, and an image that is up to date needs no secrets.
     if !problems.is_empty() {
         problems.extend(secrets::find_errors(spec, refused).iter().map(SourceProblem::from));
@@ -199,6 +200,9 @@ fn check_reach(spec: &Spec, reach: ReachPolicy, events: &Events) -> Result<Vec<R
 }
 
 fn warn_of_giveaways(spec: &Spec, reach: ReachPolicy, events: &Events) {
+    for warning in host_variables::find_suspicious(spec) {
+        events.notice(NoticeLevel::Warning, warning);
+    }
     // The spec was read a moment ago; if it is gone now, there is nothing to warn of.
     let Ok(file) = SpecFile::read(&spec.path, reach.files) else { return };
     for (line, what) in giveaways(file.text()) {

@@ -4,6 +4,7 @@ pub mod agent_support;
 pub mod base;
 mod conditions;
 pub mod facts;
+mod host_variables;
 pub(crate) mod ignore_file;
 pub mod inputs;
 mod kernel;

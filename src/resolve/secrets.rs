@@ -14,6 +14,7 @@ use crate::project::FileReach;
 use crate::secret_scan::{self, SearchedSecrets};
 use crate::specfile::{Action, SecretSource, Spec, StepSpec};
 
+use super::host_variables;
 use super::inputs::open_regular;
 use super::path_policy::RefusedPath;
 use super::source_errors::{SourceErrors, SourceProblem};
@@ -72,34 +73,36 @@ impl Fault for SecretError {
     }
 }
 
-/// The environment variables that specs may take as secrets. The user names them: a spec may come from somebody else, and a
-/// step can send anywhere what it is given.
+/// The environment variables that specs may read. The user names them: a spec may come from somebody else, and a step can send
+/// anywhere what it is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AllowedVariables(BTreeSet<String>);
-
-impl FromIterator<String> for AllowedVariables {
-    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
-        Self(names.into_iter().collect())
-    }
+pub struct AllowedVariables {
+    /// Those that specs may take as secrets.
+    pub secrets: BTreeSet<String>,
+    /// Those that steps may take with `env-from-host`.
+    pub plain: BTreeSet<String>,
 }
 
 impl AllowedVariables {
-    /// Checks that a spec's secrets come from no other variables.
+    /// Checks that a spec reads no other variables.
     ///
     /// # Errors
-    /// When secrets come from other variables.
+    /// When a secret or a step takes another variable.
     pub fn check(&self, spec: &Spec) -> Result<(), SourceErrors> {
         let mut errors = Vec::new();
         for (name, secret) in &spec.secrets {
             match &secret.source {
-                SecretSource::Env(variable) if !self.0.contains(variable) => {
+                SecretSource::Env(variable) if !self.secrets.contains(variable) => {
                     let problem = SecretLookupError::NotAllowed(variable.clone());
                     errors.push(SecretError { name: name.clone(), problem });
                 }
                 SecretSource::Env(_) | SecretSource::File(_) => {}
             }
         }
-        check_none(spec, &errors)
+        let of_steps = host_variables::find_refused(spec, |name| self.plain.contains(name));
+        let problems = errors.iter().map(SourceProblem::from).chain(of_steps.iter().map(SourceProblem::from));
+        // The spec was read before; this read is for its text.
+        SourceErrors::check(spec, FileReach::Host, problems.collect())
     }
 }
 

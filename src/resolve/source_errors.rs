@@ -14,6 +14,7 @@ use crate::specfile::{
 };
 
 use super::conditions::UnknownSystemError;
+use super::host_variables::HostVariableError;
 use super::kernel_error::BaseKernelError;
 
 /// All errors in the base image and the inputs of a spec, or in its keys for them; never empty.
@@ -33,8 +34,8 @@ enum ProblemSubject {
     Path(PathOwner),
     /// A key of `[machine]`.
     MachineKey(&'static str),
-    /// The condition of the step on this line.
-    Condition(usize, String),
+    /// This string in the step on this line.
+    StepString(usize, String),
 }
 
 /// One problem with a base image or an input.
@@ -60,7 +61,14 @@ impl From<&PlanError> for SourceProblem {
 
 impl From<&UnknownSystemError> for SourceProblem {
     fn from(error: &UnknownSystemError) -> Self {
-        let subject = ProblemSubject::Condition(error.line, error.when.clone());
+        let subject = ProblemSubject::StepString(error.line, error.when.clone());
+        Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }
+    }
+}
+
+impl From<&HostVariableError> for SourceProblem {
+    fn from(error: &HostVariableError) -> Self {
+        let subject = ProblemSubject::StepString(error.line, error.name.clone());
         Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }
     }
 }
@@ -112,8 +120,8 @@ impl SourceErrors {
 fn find_place(spec: &Spec, document: &SpecDocument, subject: &ProblemSubject) -> Option<Range<usize>> {
     let owner = match subject {
         ProblemSubject::MachineKey(key) => return document.find_value(spec.variant.as_deref(), ["machine", key]),
-        ProblemSubject::Condition(line, when) => {
-            let named = document.find_string(*line, |text| text == when);
+        ProblemSubject::StepString(line, string) => {
+            let named = document.find_string(*line, |text| text == string);
             return named.or_else(|| document.trimmed_line(*line));
         }
         ProblemSubject::Path(owner) => owner,

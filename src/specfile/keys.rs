@@ -288,6 +288,9 @@ table! {
         retry: u8 = DefaultedKey(Integer(0_u8..=MAX_RETRIES), "0"),
         /// Environment variables for this step.
         env: Texts = DefaultedKey(Map(VARIABLE, text()), "{}"),
+        /// Names of environment variables of this host that the step gets too; their values are part of its key. For secrets,
+        /// use `secrets`.
+        env_from_host: Vec<SpannedValue<String>> = DefaultedKey(List(word(VARIABLE), 100), "[]"),
         /// The user that runs it.
         user: String = DefaultedKey(word(ACCOUNT), "'root'"),
         /// Working directory in the guest.
@@ -308,6 +311,9 @@ table! {
         retry: u8 = DefaultedKey(Integer(0_u8..=MAX_RETRIES), "0"),
         /// Environment variables for this step.
         env: Texts = DefaultedKey(Map(VARIABLE, text()), "{}"),
+        /// Names of environment variables of this host that the step gets too; their values are part of its key. For secrets,
+        /// use `secrets`.
+        env_from_host: Vec<SpannedValue<String>> = DefaultedKey(List(word(VARIABLE), 100), "[]"),
         /// The user that runs it.
         user: String = DefaultedKey(word(ACCOUNT), "'root'"),
         /// Working directory in the guest.

@@ -4,7 +4,7 @@
 pub(super) const LONGEST: usize = (128 << 10) - 1;
 
 /// Returns an error message for a variable that is too long for an environment.
-pub(super) fn too_long(name: &str, value: &str) -> Option<String> {
+pub(crate) fn too_long(name: &str, value: &str) -> Option<String> {
     let length = name.len() + 1 + value.len();
     (length > LONGEST).then(|| format!("`{name}` with its value has {length} bytes: Linux takes at most {LONGEST}"))
 }

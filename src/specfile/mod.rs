@@ -52,6 +52,7 @@ pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use condition::{BaseSystem, Condition, UnknownSystem};
 pub use document::{Position, SpecDocument};
 pub use format::{Compression, DiskFormat, OutputFormat};
+pub(crate) use longest_argument::too_long as variable_too_long;
 pub use network::{HostPattern, NetworkAccess, PrivateDestination};
 pub(crate) use paths::from_folder_of as resolve_path;
 pub use platform::Platform;
@@ -486,6 +487,8 @@ pub enum Command {
 pub struct Context {
     /// Additional environment variables.
     pub env: BTreeMap<String, String>,
+    /// Names of variables of the host that are added to `env` when the build is planned.
+    pub env_from_host: BTreeSet<String>,
     /// Name of the user in the guest.
     pub user: String,
     /// Working directory in the guest, absolute.

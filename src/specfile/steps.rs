@@ -74,7 +74,8 @@ fn action(verb: Verb, fetched: &mut Vec<SpannedValue<PathBuf>>, around: &mut Ste
             let name = run_name(&command);
             check_start(&arguments::words(&command), &raw.env, &span, around.reader);
             let secrets = known_secrets(raw.secrets, around);
-            let context = Context { env: values(raw.env), user: raw.user, dir: raw.dir, secrets };
+            let env_from_host = host_variables(raw.env_from_host, &raw.env, around.reader);
+            let context = Context { env: values(raw.env), env_from_host, user: raw.user, dir: raw.dir, secrets };
             Some((Action::Run { command, context }, name))
         }
         Verb::RunScript(raw) => {
@@ -84,7 +85,8 @@ fn action(verb: Verb, fetched: &mut Vec<SpannedValue<PathBuf>>, around: &mut Ste
             let env = raw.env;
             let args: Vec<String> = raw.args.into_iter().map(|argument| argument.value).collect();
             check_start(&args, &env, &script.span, around.reader);
-            let context = Context { env: values(env), user: raw.user, dir: raw.dir, secrets };
+            let env_from_host = host_variables(raw.env_from_host, &env, around.reader);
+            let context = Context { env: values(env), env_from_host, user: raw.user, dir: raw.dir, secrets };
             Some((Action::Script { file: host_file(&script, around.spec), args, context }, name))
         }
         Verb::CopyIn(raw) => copy(raw, around),
@@ -112,6 +114,21 @@ fn check_start<S: AsRef<str>>(
     let strings = words.iter().map(AsRef::as_ref).chain(variables.map(String::as_str));
     let sum = arguments::weigh(strings);
     arguments::check_sum(sum, span, reader);
+}
+
+/// Returns the variables that a step takes from the host, and reports those that it also sets.
+fn host_variables(
+    names: Vec<SpannedValue<String>>,
+    environment: &BTreeMap<String, SpannedValue<String>>,
+    reader: &mut SpecReader,
+) -> BTreeSet<String> {
+    for name in &names {
+        if let Some(set) = environment.get(&name.value) {
+            let message = format!("`{}` is taken from the host and set by `env`", name.value);
+            reader.report(SpecError::new(name.span.clone(), message).related(set.span.clone(), "set here"));
+        }
+    }
+    names.into_iter().map(|name| name.value).collect()
 }
 
 fn copy(raw: keys::CopyIn, around: &mut StepScope) -> Option<(Action, String)> {
