@@ -139,7 +139,7 @@ fn n5_n18_n20_n22_a_download_is_recorded_and_given_again_without_its_server() {
         format!("url = \"http://127.0.0.1:{port}/file\", sha256 = \"{}\", bytes = {}", DIGESTS[0], BODIES[0].len());
     assert!(lock.contains(&line), "{lock}");
     assert!(!lock.contains("https:"), "{lock}");
-    leaves_no_trace(&bench, &first);
+    leaves_no_trace(&bench, &first, BODIES[0].trim());
     has_own_authorities(&first);
 
     fs::write(bench.path("kiln.lock"), set_year_of_record(&lock)).unwrap();
@@ -191,19 +191,22 @@ fn set_year_of_record(lock: &str) -> String {
     format!("{before}recorded = \"{}{}", year - 1, &after[4..])
 }
 
-/// Searches the raw disk for the proxy's address and the certificate of its authority, as it was in the guest.
-pub(crate) fn leaves_no_trace(bench: &Bench, image: &Path) {
+/// Searches the raw disk for the proxy's address, its folder, and the certificate of its authority, as it was in the guest.
+/// `known` is a text that is on the disk.
+pub(crate) fn leaves_no_trace(bench: &Bench, image: &Path, known: &str) {
     let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
     let certificate = log.lines().skip_while(|line| !line.contains("BEGIN CERTIFICATE"));
     let certificate = certificate.skip(1).take_while(|line| !line.contains("END CERTIFICATE"));
     let mut traces: Vec<&str> = certificate.map(|line| line.rsplit(' ').next().unwrap()).collect();
     assert!(traces.len() > 3 && traces[..3].iter().all(|line| line.len() == 64), "{traces:?}");
     traces.truncate(3);
-    traces.extend(["127.0.0.1:61128", "kiln, for one build"]);
+    traces.extend(["127.0.0.1:61128", "kiln, for one build", "/run/kiln/network"]);
     fs::write(bench.path("traces"), traces.join("\n")).unwrap();
     let image = image.to_str().unwrap();
     assert!(run("qemu-img", &["convert", "-O", "raw", image, "raw"], bench.folder.path()).status.success());
     let search = |file: &str| run("grep", &["-a", "-c", "-F", "-f", "traces", file], bench.folder.path());
-    assert_eq!(search("traces").stdout, b"5\n", "the search finds what is there");
+    assert_eq!(search("traces").stdout, b"6\n", "the search finds what is there");
+    let found = run("grep", &["-a", "-q", "-F", "-e", known, "raw"], bench.folder.path());
+    assert!(found.status.success(), "{known:?} is not found on the disk");
     assert_eq!(search("raw").stdout, b"0\n", "the disk has traces of the proxy");
 }

@@ -200,7 +200,7 @@ fn n20_n21_n22_pip_npm_git_curl_and_wget_get_the_same_without_their_server() {
     let mut build = bench.command(&["build", spec.to_str().unwrap()]);
     let first = published(&build.env("SSL_CERT_FILE", &server.authorities).output().unwrap());
     drop(server);
-    leaves_no_trace(&bench, &first);
+    leaves_no_trace(&bench, &first, "hello from pip");
     let found = fs::read_to_string(first.with_file_name("found")).unwrap();
     let mut expected = vec!["hello from a file".to_owned(); 2];
     expected.extend(["hello from pip", "hello from npm", "hello 7 from git", "submodule"].map(str::to_owned));
