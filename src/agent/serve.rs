@@ -255,7 +255,8 @@ fn failed(RequestFailure { class, text }: RequestFailure) -> Message {
 
 fn wake(clock: i64, entropy: &[u8]) -> Message {
     let set = sys::set_clock(clock).map_err(RequestFailure::at("cannot set the clock"));
-    let stirred = set.and_then(|()| sys::stir(entropy).map_err(RequestFailure::at("cannot reseed the random numbers")));
+    let stir = || sys::stir(entropy).map_err(RequestFailure::at("cannot reseed the random numbers"));
+    let stirred = set.and_then(|()| if entropy.is_empty() { Ok(()) } else { stir() });
     done(stirred.map(|()| Totals::default()))
 }
 

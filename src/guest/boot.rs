@@ -279,7 +279,7 @@ pub(crate) async fn resume(
 /// Wakes the agent of a machine that was restored, and sends it the time and new entropy.
 async fn wake(stream: UnixStream, boot_id: &str) -> Result<Session, GuestError> {
     let mut session = Session::resumed(stream, boot_id).await?;
-    session.wake(SystemTime::now(), draw_entropy()?).await?;
+    session.wake(SystemTime::now(), &draw_entropy()?).await?;
     Ok(session)
 }
 
@@ -411,8 +411,7 @@ impl Guest {
 
     /// Sets the guest's clock.
     pub(crate) async fn set_clock(&mut self, site: MachineSite<'_>, now: SystemTime) -> Result<(), Failure> {
-        let request = async { self.session.wake(now, draw_entropy()?).await };
-        site.limits.call(&self.machine, WAKING, request).await
+        site.limits.call(&self.machine, WAKING, self.session.wake(now, &[])).await
     }
 
     /// Reboots the guest from inside. The agent is started again as at the boot before, on the same port.

@@ -126,11 +126,11 @@ impl Session {
     }
 
     /// Sends a resumed guest what it cannot know: the time, and new entropy, since it is not the only one with its random
-    /// numbers.
+    /// numbers. Without entropy, the clock alone is set.
     ///
     /// # Errors
     /// When the guest cannot or does not answer.
-    pub async fn wake(&mut self, now: SystemTime, entropy: [u8; 64]) -> Result<(), GuestError> {
+    pub async fn wake(&mut self, now: SystemTime, entropy: &[u8]) -> Result<(), GuestError> {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let clock = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
         match self.ask(&Message::Wake { clock, entropy: entropy.to_vec() }).await? {

@@ -400,8 +400,8 @@ coded_enum! {
             /// The report.
             report: SealReport,
         }
-        /// Host: tells the guest that time has passed and the machine is another one. The guest sets its clock, adds the
-        /// bytes to its entropy and reseeds its random number generator. Answered by `Done` or `Failed`.
+        /// Host: tells the guest that it is another time, and the machine another one. The guest sets its clock, adds the
+        /// bytes to its entropy and reseeds its random number generator, if there are any. Answered by `Done` or `Failed`.
         32 Wake {
             /// The time in nanoseconds since the epoch.
             clock: i64,

@@ -93,7 +93,7 @@ async fn is_answered(session: &mut Session, request: u8) -> bool {
             session.fetch(request, None, &mut |_| {}).await.is_ok()
         }
         6 => shell(session).await,
-        7 => session.wake(SystemTime::UNIX_EPOCH, [0; 64]).await.is_ok(),
+        7 => session.wake(SystemTime::UNIX_EPOCH, &[0; 64]).await.is_ok(),
         10 => {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let Ok((file, entries)) = session.list(&folder.path().join("files"), 1 << 20).await else { return false };
