@@ -106,6 +106,13 @@ impl BuildContext<'_> {
         self.recorded.get().unwrap_or(self.plan)
     }
 
+    /// Returns the time that the guest's clock shows unless it is set: the present, or what the plan gives the machine for it.
+    pub(crate) fn present(&self) -> Timestamp {
+        let now = Timestamp::now();
+        let shown = self.plan.machine.clock.map(|clock| clock + self.started.duration_until(now));
+        shown.unwrap_or(now)
+    }
+
     /// Returns the environment variables by which a command uses the locked network; none without it.
     pub(crate) fn proxy_environment(&self) -> BTreeMap<String, String> {
         self.proxy.as_ref().map(|_| proxy::environment()).unwrap_or_default()

@@ -73,11 +73,14 @@ pub struct RecordedAnswer {
 }
 
 /// Everything that the steps of one spec were answered with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkRecord {
-    /// The time of the recording. Steps of later builds see it as the time of their guest, in which signed indices have not
-    /// expired.
+    /// The time of the first recording. Steps of later builds see it as the time of their guest, in which signed indices have
+    /// not expired.
     pub recorded: Timestamp,
+    /// The times of the steps that were recorded at another time, by their names; `None` for one that sees the present,
+    /// because answers of it were dropped.
+    pub step_times: BTreeMap<String, Option<Timestamp>>,
     /// The answers, sorted by their requests.
     pub answers: Vec<RecordedAnswer>,
 }
@@ -98,7 +101,8 @@ impl NetworkRecord {
     /// Returns the record after a build of these steps. Answers stay attributed to the steps that did not run; the ones that
     /// ran have exactly the answers that they got. Answers of no step are dropped.
     ///
-    /// The time of the record stays while it has answers: the steps that ran saw that time too.
+    /// A step keeps its time while it has answers, also if it asks for more, since it saw that time when it did. A step without
+    /// answers saw the present.
     #[must_use]
     pub fn after_build(before: Option<&Self>, steps: &BTreeSet<String>, ran: &StepAnswers, now: Timestamp) -> Self {
         let before = before.filter(|record| !record.answers.is_empty());
@@ -115,7 +119,21 @@ impl NetworkRecord {
             }
         }
         answers.retain(|_, answer| !answer.steps.is_empty());
-        Self { recorded, answers: answers.into_values().collect() }
+        let attributed: BTreeSet<&String> = answers.values().flat_map(|answer| &answer.steps).collect();
+        let time_of = |step: &String| {
+            let seen = before.and_then(|record| record.time_of_step(step));
+            seen.or(ran.contains_key(step).then_some(now))
+        };
+        let step_times = attributed.into_iter().map(|step| (step.clone(), time_of(step)));
+        let step_times = step_times.filter(|(_, time)| *time != Some(recorded)).collect();
+        Self { recorded, step_times, answers: answers.into_values().collect() }
+    }
+
+    /// Returns the time that a step saw when it was recorded; `None` if it sees the present.
+    #[must_use]
+    pub fn time_of_step(&self, step: &str) -> Option<Timestamp> {
+        self.of_step(step).next()?;
+        self.step_times.get(step).copied().unwrap_or(Some(self.recorded))
     }
 
     /// Returns the answers that this record lacks: other requests, or other answers to them.
@@ -264,7 +282,7 @@ pub(crate) mod tests {
     #[test]
     fn the_digest_of_a_step_is_that_of_its_answers_in_any_order() {
         let (a, b) = (answer("http://a/1", &["one"]), answer("http://b/1", &["one", "two"]));
-        let record = NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: vec![a.clone(), b.clone()] };
+        let record = NetworkRecord { answers: vec![a.clone(), b.clone()], ..NetworkRecord::default() };
         assert_eq!(record.digest_of_step("one"), digest_of([&b, &a]));
         assert_eq!(record.digest_of_step("two"), digest_of([&b]));
         assert_eq!(record.digest_of_step("three"), digest_of([]));
@@ -290,6 +308,7 @@ pub(crate) mod tests {
     fn a_step_that_ran_has_the_answers_that_it_got_and_others_keep_theirs() {
         let before = NetworkRecord {
             recorded: Timestamp::UNIX_EPOCH,
+            step_times: BTreeMap::new(),
             answers: vec![
                 answer("http://a/1", &["one"]),
                 answer("http://a/2", &["one", "two"]),
@@ -319,8 +338,8 @@ pub(crate) mod tests {
 
     #[test]
     fn another_answer_to_a_request_is_that_of_the_steps_that_got_it() {
-        let before =
-            NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: vec![answer("http://a/1", &["one", "two"])] };
+        let answers = vec![answer("http://a/1", &["one", "two"])];
+        let before = NetworkRecord { answers, ..NetworkRecord::default() };
         let changed = RecordedAnswer { status: 404, ..answer("http://a/1", &[]) };
         let ran = StepAnswers::from([("two".to_owned(), vec![changed.clone()])]);
         let after = NetworkRecord::after_build(Some(&before), &names(&["one", "two"]), &ran, Timestamp::UNIX_EPOCH);
@@ -332,9 +351,51 @@ pub(crate) mod tests {
     fn the_first_record_has_the_time_of_its_build() {
         let now = Timestamp::from_second(7).unwrap();
         let ran = StepAnswers::from([("one".to_owned(), vec![answer("http://a/1", &[])])]);
-        let empty = NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: Vec::new() };
-        for before in [None, Some(&empty)] {
-            assert_eq!(NetworkRecord::after_build(before, &names(&["one"]), &ran, now).recorded, now);
+        for before in [None, Some(&NetworkRecord::default())] {
+            let record = NetworkRecord::after_build(before, &names(&["one"]), &ran, now);
+            assert_eq!((record.recorded, record.step_times.len()), (now, 0));
+            assert_eq!((record.time_of_step("one"), record.time_of_step("two")), (Some(now), None));
         }
+    }
+
+    #[test]
+    fn n31_a_step_keeps_the_time_that_it_saw_and_a_new_one_has_its_own() {
+        let steps = names(&["old", "edited", "new", "idle"]);
+        let first = StepAnswers::from([
+            ("old".to_owned(), vec![answer("http://a/index", &[])]),
+            ("edited".to_owned(), vec![answer("http://a/1", &[])]),
+        ]);
+        let [early, late, last] = [1, 2, 3].map(|second| Timestamp::from_second(second).unwrap());
+        let before = NetworkRecord::after_build(None, &steps, &first, early);
+        let second = StepAnswers::from([
+            ("edited".to_owned(), vec![answer("http://a/1", &[]), answer("http://a/2", &[])]),
+            ("new".to_owned(), vec![answer("http://a/index", &[]), answer("http://b/index", &[])]),
+            ("idle".to_owned(), Vec::new()),
+        ]);
+        let after = NetworkRecord::after_build(Some(&before), &steps, &second, late);
+        assert_eq!((after.recorded, &after.step_times), (early, &[("new".to_owned(), Some(late))].into()));
+        let times = ["old", "edited", "new", "idle"].map(|step| after.time_of_step(step));
+        assert_eq!(times, [Some(early), Some(early), Some(late), None]);
+        assert_eq!(NetworkRecord::after_build(Some(&after), &steps, &second, last), after);
+        let without = NetworkRecord::after_build(Some(&after), &names(&["old", "new"]), &StepAnswers::new(), last);
+        assert_eq!(without.time_of_step("new"), Some(late));
+        let gone = NetworkRecord::after_build(Some(&after), &names(&["old"]), &StepAnswers::new(), last);
+        assert!(gone.step_times.is_empty());
+    }
+
+    #[test]
+    fn n31_a_step_whose_answers_were_dropped_sees_the_present_until_it_has_run() {
+        let before = NetworkRecord {
+            recorded: Timestamp::UNIX_EPOCH,
+            step_times: [("one".to_owned(), None)].into(),
+            answers: vec![answer("http://a/1", &["one", "two"])],
+        };
+        assert_eq!((before.time_of_step("one"), before.time_of_step("two")), (None, Some(Timestamp::UNIX_EPOCH)));
+        let now = Timestamp::from_second(7).unwrap();
+        let failed = NetworkRecord::after_build(Some(&before), &names(&["one", "two"]), &StepAnswers::new(), now);
+        assert_eq!(failed, before);
+        let ran = StepAnswers::from([("one".to_owned(), vec![answer("http://a/1", &[])])]);
+        let after = NetworkRecord::after_build(Some(&before), &names(&["one", "two"]), &ran, now);
+        assert_eq!((after.time_of_step("one"), after.time_of_step("two")), (Some(now), before.time_of_step("two")));
     }
 }

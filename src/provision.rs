@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use crate::cache::step_cache::StepCache;
@@ -16,7 +15,7 @@ use crate::event::{Channel, Event, Events, NoticeLevel, Stage};
 use crate::guest::boot::Guest;
 use crate::guest::step_error::{StepError, StepFailure, step_title};
 use crate::guest::step_output::LineSplitter;
-use crate::guest::step_record::StepRecord;
+use crate::guest::step_record::{StepRecord, continue_clock};
 use crate::guest::{cloud_init, leftovers, planting};
 use crate::layer::GuestInterval;
 use crate::machine::MachineExit;
@@ -78,7 +77,7 @@ pub(crate) async fn provision(
         let verb = step.action.key();
         emit_skipped(build, index);
         build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb, steps });
-        begin_traffic(build, guest).await?;
+        begin_traffic(build, guest, index, &done).await?;
         // Files have the time of the last tick of the guest's clock, so one tick has to lie between two steps.
         build.limits.pause(TICK).await?;
         let start = guest.clock(build.site()).await;
@@ -125,15 +124,23 @@ fn emit_skipped(build: &BuildContext<'_>, index: usize) {
 }
 
 /// Begins a step's use of the locked network. The guest's clock is that of the recording, so that what has expired since is
-/// accepted again.
-async fn begin_traffic(build: &BuildContext<'_>, guest: &mut Guest) -> Result<(), Failure> {
+/// accepted again; a step that was not recorded sees the present.
+async fn begin_traffic(
+    build: &BuildContext<'_>,
+    guest: &mut Guest,
+    index: usize,
+    done: &[StepRecord],
+) -> Result<(), Failure> {
     let Some(proxy) = &build.proxy else { return Ok(()) };
     proxy.begin_step();
-    // Without answers everything is recorded anew.
+    // Without answers everything is recorded anew, and no step before has set the clock.
     let record = build.plan.network.as_ref().filter(|record| !record.answers.is_empty());
     let Some(record) = record else { return Ok(()) };
-    let passed = build.started.duration_until(Timestamp::now());
-    guest.set_clock(build.site(), (record.recorded + passed).into()).await
+    let clock = match record.time_of_step(&build.plan.steps[index].step.name) {
+        Some(recorded) => continue_clock(recorded, done),
+        None => build.present().into(),
+    };
+    guest.set_clock(build.site(), clock).await
 }
 
 /// Ends a step's use of the locked network: records what it got, and reports what it did not get.

@@ -244,7 +244,7 @@ fn hint_of_output(lines: &[String], network: NetworkBackend) -> Option<String> {
                 .into()
         }
         T::ClockBehind | T::ReleaseExpired if network == NetworkBackend::Locked => {
-            "with a locked network, the guest's clock is at the time of the recording: `kiln lock --refresh SPEC` drops what was \
+            "with a locked network, a step sees the time at which it was recorded: `kiln lock --refresh SPEC` drops what was \
              recorded, and the next build records it anew, with the present time"
                 .into()
         }

@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::*;
 use crate::digest::Sha256Digest;
 use crate::digest_cache::DigestCache;
@@ -129,7 +127,7 @@ fn body(answer: &str) -> &str {
 
 /// Returns the record of what a step got.
 fn record(proxy: &Proxy) -> NetworkRecord {
-    NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: proxy.end_step().answers }
+    NetworkRecord { answers: proxy.end_step().answers, ..NetworkRecord::default() }
 }
 
 #[test]
@@ -427,7 +425,7 @@ fn n16_n27_credentials_in_urls_are_neither_recorded_nor_taken_for_each_other() {
     let traffic = proxy.end_step();
     let [UnansweredError::Ambiguous(url)] = &traffic.unanswered[..] else { panic!("{traffic:?}") };
     assert_eq!(*url, server.url("/a?v=1&X-Amz-Signature=-"));
-    let record = NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: traffic.answers };
+    let record = NetworkRecord { answers: traffic.answers, ..NetworkRecord::default() };
     assert!(!format!("{record:?}").contains("f00"), "{record:?}");
 
     let again = ProxyOptions { record: Some(&record), ..options(cache.path(), NetworkMode::Offline) };

@@ -256,7 +256,7 @@ impl LockFile {
     pub fn refresh(&mut self, spec: &Spec, host: Option<&HostPattern>) -> usize {
         let name = name(spec);
         let mut of_spec = self.network.iter_mut().filter(|entry| entry.spec == name && entry.variant == spec.variant);
-        let dropped = of_spec.next().map_or(0, |entry| entry.forget(host, now()));
+        let dropped = of_spec.next().map_or(0, |entry| entry.forget(host));
         self.network.retain(|entry| !entry.is_empty());
         dropped
     }

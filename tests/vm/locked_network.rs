@@ -29,6 +29,12 @@ cat /run/kiln/network/authority.pem
 date +%s >/root/time
 '''
 [[step]]
+name = "later"
+run = "unset no_proxy; NO_PROXY= curl -fsS http://127.0.0.1:PORT/file | cmp /root/file && date +%s >>/root/time"
+[[step]]
+name = "present"
+run = "date +%s >>/root/time"
+[[step]]
 name = "authorities"
 run = '''
 unset no_proxy NO_PROXY
@@ -126,12 +132,13 @@ fn answer(mut socket: TcpStream, body: &str) {
 
 #[test]
 #[ignore = "boots a VM"]
-fn n5_n18_n20_n22_a_download_is_recorded_and_given_again_without_its_server() {
+fn n5_n18_n20_n22_n31_a_download_is_recorded_and_given_again_without_its_server() {
     let bench = Bench::cold();
     let server = Server::start(0, BODIES[0]);
     let port = server.port;
     let spec = bench.spec("locked", &STEPS.replace("PORT", &port.to_string()));
     let first = bench.builds(&spec);
+    downloads_in_a_shell(&bench, &spec, port);
     drop(server);
     assert_eq!(fs::read_to_string(first.with_file_name("file")).unwrap(), BODIES[0]);
     let lock = fs::read_to_string(bench.path("kiln.lock")).unwrap();
@@ -142,17 +149,21 @@ fn n5_n18_n20_n22_a_download_is_recorded_and_given_again_without_its_server() {
     leaves_no_trace(&bench, &first, BODIES[0].trim());
     has_own_authorities(&first);
 
-    fs::write(bench.path("kiln.lock"), set_year_of_record(&lock)).unwrap();
+    fs::write(bench.path("kiln.lock"), set_times_of_record(&lock)).unwrap();
     assert!(bench.kiln(&["lock", "--offline", spec.to_str().unwrap()]).status.success());
     let year_ago = fs::read_to_string(bench.path("kiln.lock")).unwrap();
+    assert!(year_ago.contains("{ name = \"later\", recorded = \""), "{year_ago}");
     let again = rebuild(&bench, &spec, "second", &["--offline", "--locked"]);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     let second = PathBuf::from(String::from_utf8(again.stdout).unwrap().lines().next().unwrap());
     assert_eq!(fs::read_to_string(second.with_file_name("file")).unwrap(), BODIES[0]);
     assert_eq!(fs::read_to_string(bench.path("kiln.lock")).unwrap(), year_ago);
-    let seconds =
-        |image: &Path| fs::read_to_string(image.with_file_name("time")).unwrap().trim().parse::<i64>().unwrap();
-    assert!(seconds(&second) < seconds(&first) - 300 * 86_400, "the guest has the time of the record");
+    let [before, after] = [&first, &second].map(|image| seconds_of_steps(image));
+    assert_eq!((before.len(), after.len()), (3, 3));
+    assert!(after[0] < before[0] - 300 * 86_400, "the guest has the time of the record: {before:?} {after:?}");
+    let month_ago = after[2] - 30 * 86_400;
+    assert!((month_ago - 3600..month_ago + 3600).contains(&after[1]), "a step has its own time: {after:?}");
+    assert!(after[2] > before[2], "a step without a record has the present: {before:?} {after:?}");
     assert_eq!(manifest(&second)["network"], manifest(&first)["network"]);
 
     fs::remove_dir_all(bench.cache.join("downloads")).unwrap();
@@ -178,17 +189,40 @@ fn has_own_authorities(image: &Path) {
     assert!(!files.contains(".kiln "), "a covered bundle is left");
 }
 
+/// Checks that a shell has the network, and that what is downloaded there is not recorded.
+fn downloads_in_a_shell(bench: &Bench, spec: &Path, port: u16) {
+    let before = fs::read_to_string(bench.path("kiln.lock")).unwrap();
+    let typed = format!("unset no_proxy NO_PROXY; curl -fsS http://127.0.0.1:{port}/shell\n");
+    fs::write(bench.path("typed"), typed).unwrap();
+    let mut shell = bench.command(&["shell"]);
+    shell.arg(spec).stdin(fs::File::open(bench.path("typed")).unwrap());
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains(BODIES[0].trim_end()));
+    assert_eq!(fs::read_to_string(bench.path("kiln.lock")).unwrap(), before);
+}
+
 /// Builds into a new store, without the step cache.
 fn rebuild(bench: &Bench, spec: &Path, store: &str, options: &[&str]) -> std::process::Output {
     let mut command = bench.command(&["build", "--no-cache"]);
     command.args(options).arg(spec).env("KILN_STORE", bench.path(store)).output().unwrap()
 }
 
-/// Returns a lock file whose recording is from a year ago.
-fn set_year_of_record(lock: &str) -> String {
+/// Returns the times that the steps have written, in seconds since 1970.
+fn seconds_of_steps(image: &Path) -> Vec<i64> {
+    let times = fs::read_to_string(image.with_file_name("time")).unwrap();
+    times.lines().map(|time| time.parse().unwrap()).collect()
+}
+
+/// Returns a lock file whose recording is from a year ago, but for the step "later", which was recorded a month ago.
+fn set_times_of_record(lock: &str) -> String {
     let (before, after) = lock.split_once("recorded = \"").unwrap();
-    let year: u32 = after[..4].parse().unwrap();
-    format!("{before}recorded = \"{}{}", year - 1, &after[4..])
+    let (recorded, after) = after.split_once('"').unwrap();
+    let year: u32 = recorded[..4].parse().unwrap();
+    let month_ago = run("date", &["-u", "+%FT%TZ", "-d", "now - 30 days"], Path::new("/")).stdout;
+    let month_ago = String::from_utf8(month_ago).unwrap();
+    let later = format!("steps = [{{ name = \"later\", recorded = \"{}\" }}]", month_ago.trim());
+    format!("{before}recorded = \"{}{}\"\n{later}{after}", year - 1, &recorded[4..])
 }
 
 /// Searches the raw disk for the proxy's address, its folder, and the certificate of its authority, as it was in the guest.

@@ -383,7 +383,7 @@ fn answer(url: &str, content: &str, step: &str) -> RecordedAnswer {
 }
 
 fn record(answers: &[RecordedAnswer]) -> NetworkRecord {
-    NetworkRecord { recorded: jiff::Timestamp::UNIX_EPOCH, answers: answers.to_vec() }
+    NetworkRecord { answers: answers.to_vec(), ..NetworkRecord::default() }
 }
 
 /// Runs all steps with these downloads of the two commands, and returns the number of steps that came from the cache.

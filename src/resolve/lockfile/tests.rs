@@ -113,7 +113,7 @@ fn record(urls: &[&str]) -> NetworkRecord {
         headers: BTreeMap::new(),
         steps: ["a".to_owned()].into(),
     });
-    NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: answers.collect() }
+    NetworkRecord { answers: answers.collect(), ..NetworkRecord::default() }
 }
 
 #[test]
