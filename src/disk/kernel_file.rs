@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::linux_kernel::{HEAD, has_setup_header, parse_release, plain_release};
+use super::linux_kernel::{HEAD, MAX_RELEASE, has_setup_header, parse_release, plain_release};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 const ELFCLASS64: u8 = 2;
@@ -24,8 +24,6 @@ const MAX_NOTES: u64 = 1 << 20;
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 /// How the string begins in an ELF kernel that `/proc/version` shows.
 const BANNER: &[u8] = b"Linux version ";
-/// The longest release, `__NEW_UTS_LEN` of the kernel.
-const MAX_RELEASE: usize = 64;
 /// How much of an ELF kernel is searched at a time.
 const PIECE: usize = 1 << 20;
 /// The longest kernel that is searched for its release, in bytes: with debug information, some have several hundred MiB.
@@ -252,7 +250,7 @@ mod tests {
             assert_eq!(find(&with(banner, at)).as_deref(), Some("6.1.9-fc"), "at {at}");
         }
         assert_eq!(find(&with(&format!("Linux version %s\0{banner}"), 9)).as_deref(), Some("6.1.9-fc"));
-        for bad in ["Linux version ", "Linux version 6.1.9", "Linux version 6/../x y", "Linux version \u{1}6 x"] {
+        for bad in ["Linux version ", "Linux version 6.1.9", "Linux version 6/../x y", "Linux version 6\u{1b}[2J x"] {
             assert_eq!(find(&with(bad, 0)), None, "{bad}");
         }
     }

@@ -36,6 +36,8 @@ const BOOT_PROTOCOL: u16 = 0x0200;
 const SETUP_HEADER: usize = 0x202;
 /// The offset that the address of the version is relative to.
 const SETUP: usize = 0x200;
+/// The longest release, `__NEW_UTS_LEN` of the kernel.
+pub(super) const MAX_RELEASE: usize = 64;
 
 /// The part of the setup header that leads to the kernel's version.
 #[repr(C)]
@@ -278,10 +280,11 @@ pub(super) fn parse_release(head: &[u8]) -> Option<String> {
     plain_release(version.split(|byte| *byte == b' ' || *byte == 0).next()?)
 }
 
-/// Returns a release that can be a part of a path.
+/// Returns a release that can be a part of a path, and be shown.
 pub(super) fn plain_release(word: &[u8]) -> Option<String> {
     let release = std::str::from_utf8(word).ok()?;
-    let is_plain = !release.is_empty() && !release.contains(['/', '\0']) && release != "." && release != "..";
+    let is_visible = release.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    let is_plain = is_visible && (1..=MAX_RELEASE).contains(&release.len()) && release != "." && release != "..";
     is_plain.then(|| release.to_owned())
 }
 

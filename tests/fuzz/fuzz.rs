@@ -7,6 +7,7 @@ use libfuzzer_sys::fuzz_target;
 
 mod documents;
 mod frame;
+mod kernel_file;
 mod manifest;
 mod qcow2_header;
 mod session;
@@ -15,6 +16,7 @@ mod tree;
 
 static CHECK: LazyLock<fn(&[u8])> = LazyLock::new(|| match std::env::var("KILN_FUZZ").as_deref() {
     Ok("frame") => frame::check,
+    Ok("kernel_file") => kernel_file::check,
     Ok("manifest") => manifest::check,
     Ok("qcow2_header") => qcow2_header::check,
     Ok("session") => session::check,

@@ -19,10 +19,12 @@ fuzz_target!(|_input: &[u8]| {});
 
 fn main() -> io::Result<()> {
     let folder = std::env::args_os().nth(1).map(PathBuf::from).expect("usage: seeds FOLDER");
-    for target in ["frame", "session", "tree", "manifest", "qcow2_header", "spec"] {
+    for target in ["frame", "session", "tree", "manifest", "qcow2_header", "kernel_file", "spec"] {
         fs::create_dir_all(folder.join(target))?;
     }
     create_overlay(&folder.join("qcow2_header/overlay"), 1 << 20)?;
+    fs::write(folder.join("kernel_file/elf"), elf_kernel())?;
+    fs::write(folder.join("kernel_file/bzimage"), bz_image())?;
     let tree = tree()?;
     fs::write(folder.join("tree/whole"), &tree)?;
     for (which, (_, content)) in (0_u8..).zip(documents::all()?) {
@@ -41,6 +43,32 @@ fn main() -> io::Result<()> {
 
 fn put(folder: &Path, name: u8, parts: &[&[u8]]) -> io::Result<()> {
     fs::write(folder.join(name.to_string()), parts.concat())
+}
+
+/// Returns an ELF kernel with one segment, of one note with a PVH entry, and its banner.
+fn elf_kernel() -> Vec<u8> {
+    let mut elf = vec![0; 160];
+    elf[..5].copy_from_slice(b"\x7fELF\x02");
+    // e_machine, e_phoff, e_phentsize, e_phnum; p_type, p_offset, p_filesz; the lengths and the type of the note.
+    for (at, value) in
+        [(18, 62), (32, 64), (54, 56), (56, 1), (64, 4), (72, 128), (96, 20), (128, 4), (132, 4), (136, 18)]
+    {
+        elf[at] = value;
+    }
+    elf[140..144].copy_from_slice(b"Xen\0");
+    elf.extend(b"Linux version 6.1.9-fc (build@host) #1");
+    elf
+}
+
+/// Returns the beginning of a bzImage, with the string of its version.
+fn bz_image() -> Vec<u8> {
+    let mut image = vec![0; 0x300];
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes());
+    image[0x20e..0x210].copy_from_slice(&0x80_u16.to_le_bytes());
+    image.extend([0; 16]);
+    image[0x280..0x28d].copy_from_slice(b"6.1.0-1-amd64");
+    image
 }
 
 /// One of every kind of entry.
