@@ -114,11 +114,14 @@ impl NetworkEntry {
 
 /// Appends a list of tables, one a line.
 fn list_to_toml(key: &str, tables: &[impl Serialize], text: &mut String) -> Result<(), toml::ser::Error> {
-    text.push_str(&format!("{key} = [\n"));
+    text.push_str(key);
+    text.push_str(" = [\n");
     for table in tables {
         let mut line = String::new();
         table.serialize(ValueSerializer::new(&mut line))?;
-        text.push_str(&format!("    {line},\n"));
+        text.push_str("    ");
+        text.push_str(&line);
+        text.push_str(",\n");
     }
     text.push_str("]\n");
     Ok(())
