@@ -26,7 +26,7 @@ use crate::resolve::lockfile;
 use crate::resolve::secrets::SecretValues;
 use crate::scheduler;
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{Action, NetworkBackend, Spec};
+use crate::specfile::{NetworkBackend, Spec};
 
 use super::args::{SourceArgs, SpecArgs};
 use super::configuration::allowed_variables;
@@ -103,9 +103,9 @@ impl StepReasons {
 /// Returns the age in days of a cached result, where the step could use a network that records nothing and the result is
 /// old.
 fn stale_days_of(plan: &Plan, planned: &PlannedStep, ended: Option<Timestamp>) -> Option<i64> {
-    let may_download = matches!(planned.step.action, Action::Run { .. } | Action::Script { .. });
     let days = Timestamp::now().duration_since(ended?).as_hours() / 24;
-    let is_stale = plan.spec.machine.network == NetworkBackend::User && may_download && days >= STALE_DAYS;
+    let may_download = plan.spec.machine.network == NetworkBackend::User && planned.step.action.is_command();
+    let is_stale = may_download && days >= STALE_DAYS;
     is_stale.then_some(days)
 }
 

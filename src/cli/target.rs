@@ -3,16 +3,12 @@
 use std::path::Path;
 
 use crate::event::{Events, NoticeLevel};
-use crate::specfile::spec_file;
+use crate::specfile::{is_spec_path, spec_file};
 use crate::store::{Reference, Store};
 
 /// Returns whether a target is a spec: an existing file, or a string that is written like a path.
 pub(super) fn is_spec(target: &str) -> bool {
-    let path = Path::new(target);
-    target.contains('/')
-        || path.extension().is_some_and(|end| end == "toml")
-        || path.join("kiln.toml").exists()
-        || target == "."
+    target.contains('/') || target == "." || is_spec_path(Path::new(target))
 }
 
 /// Emits a notice that a folder is read as a spec although an image of the store has the same name.

@@ -90,10 +90,7 @@ impl BuildContext<'_> {
     /// Returns the command that starts the shell: as root, whoever runs the step, with what the step sees, except its
     /// secrets.
     fn login(&self, at: Option<&Action>) -> Exec {
-        let context = match at {
-            Some(Action::Run { context, .. } | Action::Script { context, .. }) => Some(context),
-            _ => None,
-        };
+        let context = at.and_then(Action::context);
         let mut env = self.proxy_environment();
         env.extend(self.plan.spec.vars.clone());
         env.extend(context.into_iter().flat_map(|context| context.env.clone()));

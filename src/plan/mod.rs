@@ -518,10 +518,7 @@ pub fn with_grace(timeout: Duration) -> Duration {
 
 /// Returns whether a step reads secrets. They remain in the memory of the machine.
 pub(crate) fn reads_secret(action: &Action) -> bool {
-    match action {
-        Action::Run { context, .. } | Action::Script { context, .. } => !context.secrets.is_empty(),
-        _ => false,
-    }
+    action.context().is_some_and(|context| !context.secrets.is_empty())
 }
 
 /// Returns the host path of a step's input.

@@ -5,7 +5,7 @@ use std::env;
 
 use crate::error::{Fault, Kind};
 use crate::masking::is_secret_name;
-use crate::specfile::{Action, Context, Spec, StepSpec, variable_too_long};
+use crate::specfile::{Action, Spec, variable_too_long};
 
 /// A variable that a step asks for and does not get.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -78,16 +78,9 @@ pub(crate) fn find_suspicious(spec: &Spec) -> Vec<String> {
 /// Returns the variables that steps ask for, with the lines of the steps.
 fn asked(spec: &Spec) -> impl Iterator<Item = (usize, &str)> {
     spec.steps.iter().flat_map(|step| {
-        let names = context(step).into_iter().flat_map(|context| &context.env_from_host);
+        let names = step.action.context().into_iter().flat_map(|context| &context.env_from_host);
         names.map(|name| (step.line, name.as_str()))
     })
-}
-
-fn context(step: &StepSpec) -> Option<&Context> {
-    match &step.action {
-        Action::Run { context, .. } | Action::Script { context, .. } => Some(context),
-        Action::Copy(_) | Action::Write { .. } | Action::Fetch { .. } | Action::Reboot => None,
-    }
 }
 
 /// Puts the variables that steps ask for into the steps' environments.

@@ -12,7 +12,7 @@ use crate::masking::{SHORTEST_MASKED, SecretMask, SecretParts};
 use crate::plan::host_paths::PathOwner;
 use crate::project::FileReach;
 use crate::secret_scan::{self, SearchedSecrets};
-use crate::specfile::{Action, SecretSource, Spec, StepSpec};
+use crate::specfile::{SecretSource, Spec, StepSpec};
 
 use super::host_variables;
 use super::inputs::open_regular;
@@ -134,10 +134,7 @@ fn used_names(spec: &Spec) -> BTreeSet<&String> {
 }
 
 fn names_of_step(step: &StepSpec) -> Option<&BTreeSet<String>> {
-    match &step.action {
-        Action::Run { context, .. } | Action::Script { context, .. } => Some(&context.secrets),
-        Action::Copy(_) | Action::Write { .. } | Action::Fetch { .. } | Action::Reboot => None,
-    }
+    step.action.context().map(|context| &context.secrets)
 }
 
 /// Returns a note about the secrets of an image that is up to date: their values are not compared.

@@ -57,7 +57,7 @@ pub use network::{HostPattern, NetworkAccess, PrivateDestination};
 pub(crate) use paths::from_folder_of as resolve_path;
 pub use platform::Platform;
 pub use schema::schema;
-pub use spec_file::{MAX_BYTES, SpecFile, spec_file};
+pub use spec_file::{MAX_BYTES, SpecFile, is_spec_path, spec_file};
 pub use test::{Check, FileCheck, Test};
 pub use variants::EVERY_VARIANT;
 
@@ -449,7 +449,16 @@ impl Action {
     /// Returns whether it runs a command in the guest: such steps see the variables, and download over a locked network.
     #[must_use]
     pub fn is_command(&self) -> bool {
-        matches!(self, Action::Run { .. } | Action::Script { .. })
+        self.context().is_some()
+    }
+
+    /// Returns the context of the command that it runs, if it runs one.
+    #[must_use]
+    pub fn context(&self) -> Option<&Context> {
+        match self {
+            Action::Run { context, .. } | Action::Script { context, .. } => Some(context),
+            Action::Copy(_) | Action::Write { .. } | Action::Fetch { .. } | Action::Reboot => None,
+        }
     }
 }
 

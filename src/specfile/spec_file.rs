@@ -1,7 +1,7 @@
 //! The file of a spec: located, checked and read once. Errors in a spec are shown with its lines, so nothing outside of the
 //! project may be read as a spec.
 
-use std::fs::{self, DirEntry};
+use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -116,7 +116,8 @@ fn with_similar(error: LoadError) -> LoadError {
 fn similar_spec(missing: &Path) -> Option<PathBuf> {
     let name = missing.file_name()?.to_str()?;
     let folder = missing.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let neighbours = fs::read_dir(folder).ok()?.take(MOST_NEIGHBOURS).flatten().filter(is_spec);
+    let neighbours =
+        fs::read_dir(folder).ok()?.take(MOST_NEIGHBOURS).flatten().filter(|entry| is_spec_path(&entry.path()));
     let names = neighbours.filter_map(|entry| entry.file_name().into_string().ok());
     // A dangling link exists itself under the missing name.
     let names: Vec<String> = names.filter(|other| other != name).collect();
@@ -125,8 +126,9 @@ fn similar_spec(missing: &Path) -> Option<PathBuf> {
     Some(missing.with_file_name(similar))
 }
 
-fn is_spec(entry: &DirEntry) -> bool {
-    let path = entry.path();
+/// Returns whether a path has the name of a spec file, or is a folder with a `kiln.toml`.
+#[must_use]
+pub fn is_spec_path(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "toml") || path.join("kiln.toml").exists()
 }
 
