@@ -173,6 +173,13 @@ impl RecordedRequest {
         Ok(())
     }
 
+    /// Returns the headers by which servers choose the answer, by their names in lower case.
+    pub fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let Self { url: _, kind: _, accept, git_protocol } = self;
+        let headers = [("accept", accept), ("git-protocol", git_protocol)];
+        headers.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    }
+
     /// Returns the host of the URL, without a port.
     #[must_use]
     pub fn host(&self) -> String {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::download::{AddressGuard, DownloadCache, DownloadLimits, GuestClient, TransferError};
+use crate::download::{DownloadCache, TransferError};
 use crate::error::{Fault, Kind};
 use crate::network_record::NetworkRecord;
 use crate::size::ByteSize;
@@ -98,9 +98,7 @@ impl Proxy {
     /// When no keys can be generated, or the host's own proxy has an invalid name.
     pub fn new(options: ProxyOptions<'_>) -> Result<Self, ProxyError> {
         let policy = HostPolicy::new(options.allow);
-        let judged = policy.clone();
-        let guard: Arc<AddressGuard> = Arc::new(move |host, address| judged.allows_address(host, address));
-        let client = GuestClient::new(&guard, &DownloadLimits::default())?;
+        let client = policy.client()?;
         let recorder = Recorder {
             is_strict: options.is_strict,
             holds_secret: options.holds_secret,

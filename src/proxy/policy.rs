@@ -1,8 +1,10 @@
 //! What a guest may ask the proxy for.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::address::{AddressClass, classify};
+use crate::download::{AddressGuard, DownloadLimits, GuestClient, TransferError};
 use crate::specfile::HostPattern;
 
 /// The hosts that a guest may reach.
@@ -26,6 +28,16 @@ impl HostPolicy {
     /// are only for hosts that the spec names: a public name may lead anywhere.
     pub(super) fn allows_address(&self, host: &str, address: IpAddr) -> bool {
         self.names(host) || classify(address) == AddressClass::Public
+    }
+
+    /// Creates a client that connects to the addresses that are allowed, and to no others.
+    ///
+    /// # Errors
+    /// When the host's own proxy has an invalid name.
+    pub(super) fn client(&self) -> Result<GuestClient, TransferError> {
+        let policy = self.clone();
+        let guard: Arc<AddressGuard> = Arc::new(move |host, address| policy.allows_address(host, address));
+        GuestClient::new(&guard, &DownloadLimits::default())
     }
 
     fn names(&self, host: &str) -> bool {

@@ -231,14 +231,14 @@ impl Recorder {
             GuestMethod::Head => RequestKind::Head,
             GuestMethod::Post(body) => RequestKind::UploadPack(Sha256Digest::of(body)),
         };
-        // No other header is passed on: an answer that depends on it would be given to other requests as well.
-        let recorded = [("accept", accept.as_deref()), ("git-protocol", git_protocol.as_deref())];
-        // These are as they are because the body is.
-        let of_body = ["content-type", "content-encoding"].map(|name| (name, head.header(name)));
-        let of_body = of_body.into_iter().filter(|_| matches!(method, GuestMethod::Post(_)));
-        let headers = recorded.into_iter().chain(of_body);
-        let headers = headers.filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
         let request = RecordedRequest { url: shown, kind, accept, git_protocol };
+        // These are as they are because the body is.
+        let of_body =
+            ["content-type", "content-encoding"].into_iter().filter(|_| matches!(method, GuestMethod::Post(_)));
+        let of_body = of_body.filter_map(|name| Some((name, head.header(name)?)));
+        // No other header is passed on: an answer that depends on it would be given to other requests as well.
+        let headers = request.headers().chain(of_body);
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let checked = request.check().and_then(|()| Url::of_resource(&request.url).map_err(|_| "has no valid URL"));
         match checked {
             Ok(shown) => Ok((request, GuestRequest { url, shown, method, headers })),
@@ -355,10 +355,9 @@ pub(super) fn request_of(recorded: &RecordedRequest) -> Option<GuestRequest> {
         RequestKind::Head => GuestMethod::Head,
         RequestKind::UploadPack(_) => return None,
     };
-    let headers = [("accept", &recorded.accept), ("git-protocol", &recorded.git_protocol)];
-    let headers = headers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    let headers = recorded.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let url = Url::of_resource(&recorded.url).ok()?;
-    Some(GuestRequest { shown: url.clone(), url, method, headers: headers.collect() })
+    Some(GuestRequest { shown: url.clone(), url, method, headers })
 }
 
 /// Returns the form in which an answer is recorded: without credentials.

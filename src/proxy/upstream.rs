@@ -1,13 +1,11 @@
 //! Asks servers whether recorded indices have changed since they were recorded.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::download::{
-    AddressGuard, AnswerHead, DownloadCache, DownloadError, DownloadLimits, DownloadWatch, GuestClient, GuestMethod,
-    GuestRequest,
+    AnswerHead, DownloadCache, DownloadError, DownloadWatch, GuestClient, GuestMethod, GuestRequest,
 };
 use crate::error::{Fault, Kind};
 use crate::network_record::RecordedAnswer;
@@ -52,10 +50,7 @@ impl UpstreamCheck {
     /// When the host's own proxy has an invalid name.
     pub fn new(cache: DownloadCache, allow: Vec<HostPattern>, cancel: CancellationToken) -> Result<Self, ProxyError> {
         let policy = HostPolicy::new(allow);
-        let judged = policy.clone();
-        let guard: Arc<AddressGuard> = Arc::new(move |host, address| judged.allows_address(host, address));
-        let client = GuestClient::new(&guard, &DownloadLimits::default())?;
-        Ok(Self { cache, client, policy, cancel, silent_hosts: BTreeSet::new() })
+        Ok(Self { cache, client: policy.client()?, policy, cancel, silent_hosts: BTreeSet::new() })
     }
 
     /// Asks the server of an answer whether it has changed, if it is that of an index. Blocks the calling thread.

@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::*;
+use crate::download::{AddressGuard, GuestClient};
 use crate::size::ByteSize;
 use crate::wire::message::ProtocolVersion;
 use crate::wire::network::MOST_CONNECTIONS;
