@@ -69,13 +69,16 @@ cat tree/lib/hello >>/root/found
 fetch = "/root/found"
 to = "found"
 "#;
-/// nginx and Docker, in an image that has nothing of the moment.
-const DOCKER: &str = r#"
+/// The machine of steps that download from Debian alone.
+const MACHINE: &str = r#"
 [machine]
 boot = "direct"
 network = "locked"
 [network]
 allow = ["deb.debian.org"]
+"#;
+/// nginx and Docker, in an image that has nothing of the moment.
+const DOCKER: &str = r#"
 [[step]]
 name = "install"
 run = '''
@@ -83,16 +86,10 @@ run = '''
 apt-get update
 apt-get install -y --no-install-recommends nginx docker.io
 '''
-env = { DEBIAN_FRONTEND = "noninteractive" }
 "#;
 /// The indices of Debian, some of which are valid for a week. Later, apt refuses what it has just accepted; years
 /// later, the keys of the signatures have expired as well.
 const INDICES: &str = r#"
-[machine]
-boot = "direct"
-network = "locked"
-[network]
-allow = ["deb.debian.org"]
 [[step]]
 name = "indices"
 run = '''
@@ -225,7 +222,7 @@ fn n20_n21_n22_pip_npm_git_curl_and_wget_get_the_same_without_their_server() {
 #[ignore = "boots a VM"]
 fn n20_nginx_and_docker_are_installed_again_without_a_network_and_are_the_same() {
     let bench = Bench::cold();
-    let spec = bench.spec("docker", DOCKER);
+    let spec = bench.spec("docker", &[MACHINE, DOCKER].concat());
     let first = bench.builds(&spec);
     let (folder, first) = (bench.folder.path(), manifest(&first));
     let packages = first["packages"].as_array().unwrap();
@@ -246,7 +243,7 @@ fn n20_nginx_and_docker_are_installed_again_without_a_network_and_are_the_same()
 #[ignore = "boots a VM"]
 fn n18_indices_that_have_expired_are_given_again_on_a_host_that_is_years_later() {
     let bench = Bench::cold();
-    let spec = bench.spec("indices", INDICES);
+    let spec = bench.spec("indices", &[MACHINE, INDICES].concat());
     let first = bench.builds(&spec);
     let read_time = |image: &Path| -> i64 {
         let time = fs::read_to_string(image.with_file_name("time")).unwrap();
